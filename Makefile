@@ -1,0 +1,74 @@
+# Every command of the project. Each makes .venv when it is missing and installs again only when pyproject.toml changed.
+#
+#   make demo     train two digit classifiers; writes demo/timeline.png and demo/trace.json
+#   make test     run the tests
+#   make lint     run the linters, the type checker and the checks of the documents
+#   make format   rewrite the Python files in the project's format
+#   make bench    run the benchmarks
+#   make stress   run the long random tests
+#   make clean    remove what the other commands made
+#
+# The first of these that is Python 3.11 or newer makes .venv. Choose one yourself with: make PYTHON=/path/to/python demo
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint format bench stress clean
+
+help:
+	@sed -n 's/^#   make/  make/p' Makefile
+
+demo: $(VENV)/.installed-examples
+	$(RUN) examples/train_digits.py --out demo
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest
+
+# mypy sees the checkout under the name of its package, whatever the directory is called: a link in .venv.
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/vardag
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q tests/test_docs.py
+
+format: $(VENV)/.installed-dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(VENV)/.installed-test
+	@set -e; for file in benchmarks/*.py; do \
+	  case "$$file" in */_*|*'*'*) continue;; esac; \
+	  echo "== $$file"; $(RUN) "$$file"; \
+	done
+
+stress: $(VENV)/.installed-test
+	$(RUN) -m pytest -m stress --timeout=3600
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than pyproject.toml when that extra is installed as pyproject.toml says.
+$(VENV)/.installed-examples: EXTRAS := examples
+$(VENV)/.installed-test: EXTRAS := test,examples
+$(VENV)/.installed-dev: EXTRAS := dev
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.made
+	@echo "installing vardag[$(EXTRAS)] into $(VENV)"
+	$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.made:
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$python"; "$$python" -m venv $(VENV) && touch $@; exit $$?; \
+	  fi; \
+	done; \
+	echo "vardag needs Python 3.11 or newer; tried: $(PYTHONS)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python" >&2; \
+	exit 1
