@@ -1,0 +1,63 @@
+"""What every test shares: the checkout is what is tested, no error outlives its test, a hang explains itself.
+
+A hang prints every thread's stack (`faulthandler_timeout` and `timeout_method` in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vardag as vd
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if Path(vd.__file__).resolve().parent != ROOT:
+    raise pytest.UsageError(
+        f"these tests belong to {ROOT}, but `import vardag` finds {Path(vd.__file__).parent}.\n"
+        "Was the directory copied or moved together with its .venv? Run: make clean, then make test."
+    )
+
+# The serial engine is the oracle: whatever runs on it must give the same bytes on the others.
+ENGINES = {
+    "naive": ("NaiveEngine", 0),
+    "threaded-1": ("ThreadedEnginePerDevice", 1),
+    "threaded-2": ("ThreadedEnginePerDevice", 2),
+    "threaded-8": ("ThreadedEnginePerDevice", 8),
+}
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine_kind(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The test runs four times, each time with another engine as the current one."""
+    kind, workers = ENGINES[request.param]
+    with vd.engine.Engine(kind=kind, workers=workers) as engine:
+        yield engine
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def no_unseen_errors() -> Iterator[None]:
+    """Errors live on data until somebody looks.  A test that leaves one behind fails itself, not the next one."""
+    yield
+    waitall = getattr(getattr(vd, "nd", None), "waitall", None)
+    if waitall is None:
+        return
+    try:
+        waitall(timeout=60)
+    except Exception as error:
+        pytest.fail(f"the test left errors in the default engine that it never looked at: {describe(error)}")
+
+
+def describe(error: BaseException) -> str:
+    """The leaves of an exception group, one line each."""
+    leaves = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+    return "".join(f"\n  {type(leaf).__name__}: {leaf}" for leaf in leaves)
