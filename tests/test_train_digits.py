@@ -1,4 +1,4 @@
-"""The main job: both models learn the digits, to the same bytes on every engine, without copying a weight or growing."""
+"""The main job: both models learn the digits, to the same bytes on every engine; no weight is copied, nothing grows."""
 
 from __future__ import annotations
 
