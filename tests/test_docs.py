@@ -140,6 +140,19 @@ def test_named_files_exist(path: Path) -> None:
         assert (ROOT / target).exists() or target in NOT_YET, target
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_named_make_targets_exist(path: Path) -> None:
+    for target in set(re.findall(r"`make ([a-z]+)`", path.read_text(encoding="utf-8"))):
+        check_command(["make", target])
+
+
+def test_the_checks_of_a_commit_are_the_two_commands() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "set -euo pipefail" in script and "</dev/null" in script
+    assert script.rstrip().splitlines()[-2:] == ["make test", "make lint"]
+    assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=False).returncode == 0
+
+
 # Files that the design names and that come with the parts it marks as planned.
 NOT_YET = {"ndarray/_cupy.py"}
 

@@ -102,8 +102,7 @@ def test_a_hundred_steps_copy_and_rename_no_weight(model: str, engine_kind: Any)
     nd.waitall()
     after = nd.statistics()
     assert after.copies == before.copies
-    if engine_kind.kind == "NaiveEngine":  # elsewhere a gradient with a pending reader may be renamed, as time has it
-        assert after.renames == before.renames
+    assert after.renames == before.renames
     for name, w in weights(trainer).items():
         assert w._chunk.buffer is buffers[name], name
 
@@ -125,27 +124,28 @@ def test_the_count_of_renames_can_rise() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_memory_is_flat(model: str, engine_kind: Any) -> None:
-    """Between the 10th step and the 60th neither the arrays nor the engine's own records grow."""
+    """Between the 20th step and the 60th neither the arrays nor the engine's own records grow.
+
+    tracemalloc sees the memory of NumPy's arrays too: one weight or one activation kept per step would show.
+    """
     vd.random.seed(0)
     data = digits.load()
     trainer = digits.Trainer(MODELS[model])
     batches = list(digits.batches(data, np.random.default_rng(0)))
 
-    def steps(count: int) -> int:
-        for step in range(count):
+    def traced_after(steps: int) -> int:
+        for step in range(steps):
             trainer.step(*batches[step % len(batches)], 0.01)
         nd.waitall()
         gc.collect()
         nd.waitall()
-        return int(nd.statistics().live_bytes)
+        return tracemalloc.get_traced_memory()[0]
 
-    steps(10)
     tracemalloc.start()
     try:
-        live = steps(10)
-        traced = tracemalloc.get_traced_memory()[0]
-        assert steps(40) <= live
-        assert tracemalloc.get_traced_memory()[0] <= traced + 64 * 1024
+        before = traced_after(20)
+        after = traced_after(40)
+        assert after - before <= 32 * 1024
     finally:
         tracemalloc.stop()
 
