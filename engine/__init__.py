@@ -1,0 +1,55 @@
+"""When things run: a dependency engine that sees functions and variables, and knows nothing of arrays."""
+
+from .contract import FnProperty, SavedOperator
+from .core import Engine, Statistics
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    Cancelled,
+    CompletionError,
+    DeadlockError,
+    EngineClosed,
+    EngineErrors,
+    EngineTimeout,
+    Error,
+    InternalError,
+    OperatorError,
+)
+from .lifecycle import add_kernel_context_hook, current, default, set_default
+from .operation import Kind, Operation, State, user_context_hooks
+from .profiler import Profile
+from .running import RunContext
+from .site import describe, here, line_of
+from .variable import Variable
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Cancelled",
+    "CompletionError",
+    "DeadlockError",
+    "Engine",
+    "EngineClosed",
+    "EngineErrors",
+    "EngineTimeout",
+    "Error",
+    "FnProperty",
+    "InternalError",
+    "Kind",
+    "Operation",
+    "OperatorError",
+    "Profile",
+    "RunContext",
+    "SavedOperator",
+    "State",
+    "Statistics",
+    "Variable",
+    "add_kernel_context_hook",
+    "current",
+    "default",
+    "describe",
+    "here",
+    "line_of",
+    "set_default",
+    "user_context_hooks",
+]

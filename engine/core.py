@@ -1,0 +1,362 @@
+"""The engine: the tracker, its runners, waits and MXNet's contract under one name.
+
+Owns construction, `push`, stop and start.  Guarantees that bad input is refused at the call with nothing changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from contextvars import Token
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from . import lifecycle
+from .atomic import locked
+from .contract import Contract, SavedOperator
+from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
+from .operation import DONE, Kind, Operation, fresh_error, user_context
+from .profiler import Profile
+from .ready import Lane
+from .running import here_and_now
+from .serial import Serial
+from .threaded import PerDevice, Pooled
+from .tracker import Plan
+from .variable import Variable
+
+POLICIES: dict[str, type[Serial] | type[Pooled] | type[PerDevice]] = {
+    "NaiveEngine": Serial,
+    "ThreadedEnginePooled": Pooled,
+    "ThreadedEnginePerDevice": PerDevice,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """A snapshot of an engine's counters.  Those of who ran what are approximate while it runs, exact when it is idle."""
+
+    pushed: int
+    """Operations admitted since the engine was made."""
+    completed: int
+    """Of these, done (well or not)."""
+    pending: int
+    """Of these, not done."""
+    inline: int
+    """Ran within their push."""
+    by_worker: int
+    """Ran on one of the engine's threads."""
+    by_helper: int
+    """Ran on a thread that waited (serial engine: on the thread that pushed or waited)."""
+    unseen: int
+    """Failures that no wait has raised."""
+    workers: int
+    """Threads of the engine that are alive."""
+
+    @property
+    def ran_by(self) -> dict[str, int]:
+        """Who ran the operations."""
+        return {"inline": self.inline, "worker": self.by_worker, "helper": self.by_helper}
+
+
+class Engine(Contract):
+    """Runs operations as soon as the variables they read, write and update allow.
+
+    Parameters
+    ----------
+    kind : str, optional
+        "ThreadedEnginePerDevice" (default), "ThreadedEnginePooled" or "NaiveEngine" (serial, for debugging and as the
+        oracle of tests); default from ``VARDAG_ENGINE_TYPE``.
+    workers : int, optional
+        Threads for CPU work; default from ``VARDAG_CPU_WORKER_NTHREADS``, else the number of cores (2 to 8).
+    schedule : int or object with ``rank(op)``, optional
+        Randomises the order among ready operations: see `vardag.engine.testing.Seeded`.
+    inline : bool, optional
+        May cheap ready kernels run within their push?  Default yes, ``VARDAG_INLINE=0`` says no.
+
+    Examples
+    --------
+    >>> from vardag.engine import Engine
+    >>> with Engine(workers=2) as e:
+    ...     v, out = e.new_variable(), []
+    ...     for i in range(3):
+    ...         _ = e.push(lambda i=i: out.append(i), updates=[v])
+    ...     e.wait_for_var(v)
+    ...     print(out)
+    [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        kind: str | None = None,
+        workers: int | None = None,
+        *,
+        schedule: Any = None,
+        inline: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind = kind or os.environ.get("VARDAG_ENGINE_TYPE") or "ThreadedEnginePerDevice"
+        policy = POLICIES.get(self.kind)
+        if policy is None:
+            raise ArgumentError(f"[Engine] kind {self.kind!r}: expected one of {', '.join(POLICIES)}")
+        if workers is None:
+            workers = _workers_wanted()
+        if not isinstance(workers, int) or workers < 1:
+            raise ArgumentError(f"[Engine] workers {workers!r}: expected a positive number")
+        self.inline = os.environ.get("VARDAG_INLINE", "1") != "0" if inline is None else bool(inline)
+        self._policy = policy(workers)
+        self._serial = policy.serial
+        self._rank = self._policy.rank
+        if schedule is not None:
+            from .testing import Seeded  # noqa: PLC0415 - testing imports the engine
+
+            self._rank = (Seeded(schedule) if isinstance(schedule, int) else schedule).rank
+        self._lane = self._policy.main
+        self._lanes = {self._lane.name: self._lane}
+        self._kernel_context = lifecycle.new_kernel_context()
+        self._tokens: list[Token[Engine | None]] = []
+        lifecycle.engines.add(self)
+
+    # ================================================================================================ push
+    def new_variable(self, name: str = "") -> Variable:
+        """A new variable of this engine."""
+        return Variable(self, name)
+
+    def push(
+        self,
+        fn: Callable[..., Any] | SavedOperator,
+        reads: Iterable[Any] = (),
+        writes: Iterable[Any] = (),
+        updates: Iterable[Any] = (),
+        *,
+        priority: int = 0,
+        name: str = "",
+        lane: str | None = None,
+    ) -> Operation:
+        """Push a function; it runs on a worker when what it needs is done.
+
+        Parameters
+        ----------
+        fn : callable
+            Called with no arguments if only variables are given.  If arrays are among `reads`, `writes`, `updates`, it is
+            called with the raw memory of those arrays, in this order.  A `SavedOperator` is pushed as `push_operator` does.
+        reads, writes, updates : iterable of Variable or array
+            What it only reads, overwrites completely, reads and changes.  May repeat; read and written means updated.
+        priority : int
+            Higher runs first among the ready ones.
+        name : str
+        lane : str, optional
+            Which lane's workers run it (per-device engine).
+
+        Returns
+        -------
+        Operation
+
+        Sync: never blocks.
+
+        Raises
+        ------
+        ArgumentError, ArgumentTypeError, EngineClosed
+            At the call, with nothing changed.  What `fn` raises is raised by waits.
+        """
+        if not callable(fn):
+            if isinstance(fn, SavedOperator):
+                return self.push_operator(fn, priority=priority)
+            raise ArgumentTypeError(f"[push] fn {fn!r} is not callable")
+        reads, writes, updates = _operands(reads, "reads"), _operands(writes, "writes"), _operands(updates, "updates")
+        op = Operation(Kind.USER, fn, name or getattr(fn, "__name__", ""), priority=priority, lane=lane)
+        for vs in (reads, writes, updates):
+            for v in vs:
+                if type(v) is not Variable:
+                    return self._push_resolved(op, fn, reads, writes, updates)
+        op.context = user_context()
+        return self._push(op, reads, writes, updates)
+
+    def _push(self, op: Operation, reads: Any, writes: Any, updates: Any) -> Operation:
+        """`admit` for operands that are variables already."""
+        if self._T._is_owned():
+            return self._without_t(self._push, op, reads, writes, updates)  # type: ignore[no-any-return]
+        planned: Plan = (op, reads, writes, updates, (), [], False)  # dies after the lock is released
+        locked(self._P, self._push_locked, op, planned)
+        if not self._started or self._serial:
+            self._queued()
+        return op
+
+    def _push_locked(self, op: Operation, planned: Plan) -> None:
+        guard = self._guard_p
+        while True:
+            if self._closed:
+                self._refuse()
+            if self._inlining is not None:
+                self._promote()
+            t = object()
+            guard[0] = t
+            if self._admit_op(op, planned, t):
+                return
+
+    def _push_resolved(self, op: Operation, fn: Any, reads: Any, writes: Any, updates: Any) -> Operation:
+        """Operands of which some are arrays: ask them, under P, for their variable and raw memory.
+
+        The protocol is one method, ``__vardag_resolve__(mode)`` with mode "read", "write" or "update", which returns
+        ``(variable, raw)``.  It is called with P held, possibly several times, and only reads shared state.
+        """
+        for vs in (reads, writes, updates):
+            for v in vs:
+                if not isinstance(v, Variable) and not hasattr(type(v), "__vardag_resolve__"):
+                    raise ArgumentTypeError(f"[push] {type(v).__name__} is neither a Variable nor an array")
+
+        def plan() -> Plan:
+            raws: list[Any] = []
+            r = [_resolve(v, "read", raws) for v in reads]
+            w = [_resolve(v, "write", raws) for v in writes]
+            u = [_resolve(v, "update", raws) for v in updates]
+            op.fn = lambda: fn(*raws)
+            return op, r, w, u, (), [], False
+
+        self.admit(plan)
+        return op
+
+    def _new_lane(self, name: str) -> Lane:
+        lane = self._policy.lane(name)
+        if lane.name not in self._lanes:
+            self._lanes[lane.name] = lane
+            self._started = False  # its workers are started after the section
+        return lane
+
+    # ================================================================================================ observing
+    def statistics(self) -> Statistics:
+        """Counters of what was pushed and who ran it.  Sync: never blocks."""
+        pushed, pending = self._seq, len(self._live)
+        return Statistics(
+            pushed=pushed,
+            completed=pushed - pending,
+            pending=pending,
+            inline=self._ran_inline,
+            by_worker=self._ran_worker,
+            by_helper=self._ran_helper,
+            unseen=sum(not r.seen for r in list(self._unseen)) + self._unseen_more,
+            workers=sum(t.is_alive() for lane in list(self._lanes.values()) for t in lane.threads),
+        )
+
+    def profile(self) -> Profile:
+        """A context manager that records every operation pushed while it is open.
+
+        Examples
+        --------
+        >>> from vardag.engine import Engine
+        >>> with Engine(workers=1) as e:
+        ...     with e.profile() as p:
+        ...         _ = e.push(lambda: None, name="nothing")
+        ...         e.waitall()
+        ...     [x.name for x in p.events]
+        ['nothing']
+        """
+        return Profile(self)
+
+    # ================================================================================================ life
+    @property
+    def stopped(self) -> bool:
+        """Are pushes refused?"""
+        return self._closed
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Refuse further pushes, let everything pending end, and end the workers.
+
+        Sync: blocks until everything is done.
+
+        Raises
+        ------
+        DeadlockError
+            Inside one of its operations.
+        EngineTimeout
+            After `timeout` seconds; the engine then refuses pushes and its workers still run.
+        """
+        for o in here_and_now.stack:
+            if o.engine is self and o.state is not DONE:
+                raise DeadlockError(f"[{o.name}] stops the engine that runs it")
+        self._closed = True
+        try:
+            self._wait_cut(None if timeout is None else monotonic() + timeout)
+        except EngineTimeout:
+            self._log_unseen()
+            raise
+        self._end_workers(None)
+        self._log_unseen()
+
+    def _end_workers(self, timeout: float | None) -> None:
+        lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.stopping = True
+            lane.bell.put(None)
+        for lane in lanes:
+            for thread in lane.threads:
+                thread.join(timeout)
+        self._started = False
+
+    def start(self) -> None:
+        """Accept pushes again after `stop`; workers start with the first one.  Sync: never blocks."""
+        self._closed = False
+
+    def _log_unseen(self) -> None:
+        roots, more = self._take_unseen()
+        if not self._quiet:
+            lifecycle.log_unseen([fresh_error(r, 0, None) for r in roots if not r.seen], more)
+
+    def cancel_pending(self) -> int:
+        """Ask that nothing pending be started; returns how many operations were asked.
+
+        They end in their turn with `Cancelled`, which poisons what they would have changed.  Sync: never blocks.
+        """
+        ops = locked(self._P, list, self._live.values())
+        for o in ops:
+            o.cancel()
+        return len(ops)
+
+    def use(self) -> lifecycle.Use:
+        """``with engine.use():`` makes it the current engine of this context, and leaves it running afterwards."""
+        return lifecycle.Use(self)
+
+    def __enter__(self) -> Engine:
+        self._tokens.append(lifecycle.enter(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        lifecycle.leave(self._tokens.pop())
+        if kind is not None and not issubclass(kind, Exception):
+            self.cancel_pending()  # Ctrl-C: do not first do everything that was asked before it
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.kind}, {self._lane.workers} workers, {len(self._live)} pending>"
+
+
+def _workers_wanted() -> int:
+    text = os.environ.get("VARDAG_CPU_WORKER_NTHREADS")
+    if not text:
+        return min(8, max(2, os.cpu_count() or 2))
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentError(f"[Engine] VARDAG_CPU_WORKER_NTHREADS={text!r}: expected a number") from None
+
+
+def _operands(given: Iterable[Any], what: str) -> tuple[Any, ...]:
+    if type(given) is tuple:
+        return given
+    try:
+        return tuple(given)
+    except TypeError:
+        raise ArgumentTypeError(f"[push] {what}: expected an iterable of variables, got {type(given).__name__}") from None
+
+
+def _resolve(v: Any, mode: str, raws: list[Any]) -> Variable:
+    if isinstance(v, Variable):
+        return v
+    variable, raw = v.__vardag_resolve__(mode)
+    raws.append(raw)
+    return variable  # type: ignore[no-any-return]
+
+

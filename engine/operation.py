@@ -1,0 +1,288 @@
+"""Operations: what is pushed, its life, and its fate.
+
+Owns the states and the per-operation fields; the tracker moves operations through them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import ArgumentError, OperatorError, rebuild, release_frames
+from .site import Site, describe, here
+
+if TYPE_CHECKING:
+    from .core import Engine
+    from .ready import Lane
+
+
+class Kind(enum.Enum):
+    """What an operation's function is, which decides who may run it."""
+
+    ATOMIC = "atomic"
+    """``fn()`` prepares: it returns steps ``[(C callable, *args), ...]`` that then run as one C call.  ``fn`` may be repeated,
+    so it must be idempotent.  Runs on workers, on threads that wait, and (cheap) within the push."""
+    KERNEL = "kernel"
+    """The library's Python code of several calls.  Workers only (and the serial engine)."""
+    USER = "user"
+    """The user's function, in a copy of the pusher's context.  Workers only (and the serial engine)."""
+    ASYNC = "async"
+    """The user's ``fn(run_ctx, on_complete)``; done when ``on_complete`` is called, from any thread."""
+
+
+class State(enum.Enum):
+    """Where an operation is in its life; it only moves down this list (an unstarted RUNNING one may go back to READY)."""
+
+    NEW = "new"
+    """Not admitted, or admitted and its edges not yet drawn (it is in the inbox)."""
+    PENDING = "pending"
+    """Some predecessors are not done; ``wait`` counts them."""
+    READY = "ready"
+    """All predecessors are done; it stands in its lane's heap."""
+    RUNNING = "running"
+    """Claimed by a thread."""
+    DONE = "done"
+    """Final.  All predecessors are DONE too, and ``fate`` is set."""
+
+
+NEW: Final = State.NEW
+PENDING: Final = State.PENDING
+READY: Final = State.READY
+RUNNING: Final = State.RUNNING
+DONE: Final = State.DONE
+
+
+# Called in each copy of a pusher's context before a user's function runs in it; the array room pauses recording here.
+user_context_hooks: list[Callable[[], object]] = []
+
+
+def user_context() -> Context:
+    """A copy of the calling thread's context, prepared for a user's function."""
+    context = copy_context()
+    for hook in user_context_hooks:
+        context.run(hook)
+    return context
+
+
+class Root:
+    """The first cause of a poison: an operation that failed itself.
+
+    ``seq`` is its place in push order; of several roots the smallest wins, whatever the schedule.
+    """
+
+    __slots__ = ("exc", "name", "operands", "seen", "seq", "site")
+
+    def __init__(self, op: Operation, exc: BaseException) -> None:
+        self.seq = op.seq
+        self.exc = exc
+        self.name = op.name
+        self.site = op.site
+        self.operands = op._render_operands()
+        self.seen = False  # only ever set
+        release_frames(exc)
+
+
+class Fate:
+    """How an operation ended: `OK` (``root`` is None) or poisoned by `root`, ``distance`` operations away."""
+
+    __slots__ = ("distance", "root")
+
+    def __init__(self, root: Root | None, distance: int = 0) -> None:
+        self.root = root
+        self.distance = distance
+
+
+OK: Final = Fate(None)
+Operands = str | Callable[[], str] | None
+
+
+class Operation:
+    """A handle on one pushed operation.
+
+    Parameters
+    ----------
+    kind : Kind
+    fn : callable
+        See `Kind`.
+    name : str
+    priority : int
+        Higher runs first among the ready ones.
+    cheap : bool
+        An ATOMIC kernel of under five microseconds, which may run within the push.
+    operands : str or callable, optional
+        Describes the operands in error notes; called only on failure.
+    site : (code, offset), optional
+        The user's line; by default the one that calls the library.
+    lane : str, optional
+        Where it runs, for the per-device policy.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        # set before admission, constant until DONE; fn, operands, context, preds and sources are dropped then
+        "cheap", "context", "engine", "fn", "kind", "lane", "lane_name", "name", "operands", "poison", "preds",
+        "priority", "seq", "site", "sources",
+        # T: everything about scheduling.  claim = [token, runner's lock, thread id, start in seconds]
+        "claim", "state", "succ", "wait_count", "watch",
+        # the runner alone, before DONE: fate (one store).  Inside the kernel's C call: mark
+        # 0 not started, 1 started, 2 ran.  Whoever meets an operation without a runner repairs it by this mark.
+        "fate", "mark",
+        # own thread: blocked, what it waits for right now.  Any thread: cancelled, only ever set.
+        "blocked", "cancelled",
+        # the profiler's record, or None
+        "event",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        kind: Kind,
+        fn: Callable[..., Any] | None,
+        name: str = "",
+        *,
+        priority: int = 0,
+        cheap: bool = False,
+        operands: Operands = None,
+        site: Site | None = None,
+        lane: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.fn = fn
+        self.name = name
+        self.priority = priority
+        self.cheap = cheap
+        self.operands = operands
+        self.site = site
+        self.lane_name = lane
+        self.seq = -1
+        self.state = NEW
+        self.fate: Fate | None = None
+        self.mark = 0
+        self.cancelled = False
+        self.context: Context | None = None
+        self.event: Any = None
+        # Not needed by an operation that runs within its push, so `_queue` sets them: engine context lane preds sources
+        # poison claim succ wait_count watch blocked
+
+    engine: Engine
+    lane: Lane
+    preds: tuple[Operation, ...]
+    sources: tuple[Operation, ...]
+    poison: Fate | None
+    claim: list[Any] | None
+    succ: list[Operation] | tuple[()]
+    wait_count: int
+    watch: list[Any] | tuple[()]
+    blocked: Operation | None
+
+    # ------------------------------------------------------------------------------------------------ the handle
+    @property
+    def done(self) -> bool:
+        """Has it ended, well or not?  Never blocks."""
+        return self.state is DONE
+
+    @property
+    def error(self) -> BaseException | None:
+        """A fresh exception if it ended badly, else None.
+
+        Sync: never blocks; None while it is not done.
+        """
+        if self.state is not DONE or self.fate is OK:
+            return None
+        return self._fresh_error(None)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is done, and raise its error.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds.
+
+        Sync: blocks until this operation is done; runs what it needs meanwhile.
+
+        Raises
+        ------
+        EngineTimeout, DeadlockError
+            See `Engine.wait_for_var`.
+        OperatorError
+            A fresh exception of the original's type, every time.
+
+        Examples
+        --------
+        >>> from vardag.engine import Engine
+        >>> with Engine(workers=1) as e:
+        ...     op = e.push(lambda: 1 / 0)
+        ...     try:
+        ...         op.wait()
+        ...     except ZeroDivisionError as error:
+        ...         print(error)
+        division by zero
+        """
+        if self.state is not DONE:
+            if self.seq < 0:
+                raise ArgumentError(f"[{self.name or 'operation'}] was never pushed")
+            self.engine.wait_op(self, timeout)
+        if self.fate is not OK:
+            self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise a fresh exception if it ended badly.
+
+        Sync: never blocks.
+        """
+        if self.state is DONE and self.fate is not OK:
+            raise self._fresh_error(here(2))
+
+    def cancel(self) -> None:
+        """Ask that it not be started; it then ends, in its turn, with `Cancelled`.
+
+        Sync: never blocks.  Does nothing to an operation that has started.
+        """
+        self.cancelled = True
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.name or '?'} #{self.seq} {self.state.value}>"
+
+    # ------------------------------------------------------------------------------------------------ for the engine
+    def _render_operands(self) -> str:
+        given = self.operands
+        if callable(given):
+            try:
+                return str(given())
+            except Exception as e:  # a description must not hide the error it describes
+                return f"<operands not described: {type(e).__name__}>"
+        return given or ""
+
+    def _fresh_error(self, waiter: Site | None) -> OperatorError:
+        """The stored error as a new exception with notes; marks the root as seen."""
+        fate = self.fate
+        assert fate is not None and fate.root is not None
+        return fresh_error(fate.root, fate.distance, waiter)
+
+
+def fresh_error(root: Root, distance: int, waiter: Site | None) -> OperatorError:
+    """A new exception for `root`, with the notes that tell the user where to look; the root counts as seen."""
+    error = rebuild(root.exc)
+    error.add_note(f"operator: {root.name or 'unnamed'}")
+    if root.operands:
+        error.add_note(f"operands: {root.operands}")
+    error.add_note(f"pushed at {describe(root.site)}")
+    if waiter is not None:
+        error.add_note(f"waited for at {describe(waiter)}")
+    if distance:
+        error.add_note(f"distance: {distance} operation{'s' if distance > 1 else ''} after the one that failed")
+    root.seen = True
+    return error
+
+
+def worst(fates: Sequence[Fate | None], also: Fate | None = None) -> Fate | None:
+    """Of the poisoned fates the one whose root was pushed first (then the nearest); None if all are well."""
+    best = also
+    for fate in fates:
+        if fate is None or fate.root is None:
+            continue
+        if best is None or best.root is None or (fate.root.seq, fate.distance) < (best.root.seq, best.distance):
+            best = fate
+    return best

@@ -1,0 +1,480 @@
+"""Running operations: claim, execute, complete, repair.
+
+Owns the way of an operation from READY to DONE on some thread, the workers' loop and the serial engine's trampoline.
+Guarantees: whatever happens to a runner (an exception thrown into it, an interrupt, a failing function), its operation ends or
+becomes READY again, and the thread goes on.  Threads that are not workers run only atomic kernels here.
+
+A claim is ``[token, busy, thread, start]``.  ``busy`` is a lock held as long as the runner exists; the token proves that
+the claim is still the runner's.  Whoever meets a RUNNING operation whose busy lock is free repairs it by its mark:
+2 it ran: complete it; 0 it has not started: READY again; 1 it was cut: Cancelled.
+"""
+
+from __future__ import annotations
+
+import threading
+from _thread import allocate_lock, get_ident
+from collections import deque
+from heapq import heappop, heappush
+from itertools import starmap
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, NamedTuple
+
+from .atomic import Step, attempt, call, commit, index, locked, setitem
+from .errors import ArgumentTypeError, Cancelled, CompletionError, DeadlockError
+from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root
+from .ready import Lane
+from .tracker import Tracker, fails_again, retire
+
+ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
+
+
+class ThisThread(threading.local):
+    """What the engine knows of the calling thread."""
+
+    def __init__(self) -> None:
+        self.worker: object = None  # the engine whose worker this thread is
+        self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
+
+
+here_and_now = ThisThread()
+
+
+class Job(NamedTuple):
+    """A claimed operation."""
+
+    op: Operation
+    claim: list[Any]
+    token: object
+
+
+class RunContext(NamedTuple):
+    """What a `push_async` or `push_sync` function is given first: the device context it was pushed for, and the engine."""
+
+    ctx: Any
+    engine: Any
+
+
+class Runner(Tracker):
+    """The tracker, and the threads' side of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._serial = False  # no workers: whoever pushes or waits runs
+        self._turn_lock: Any = allocate_lock()  # serial: held by the thread whose turn it is
+        self._life: Any = threading.RLock()  # lanes and their threads
+
+    # ================================================================================================ workers
+    def _queued(self) -> None:
+        """After a push: see that somebody will run it."""
+        if not self._started:
+            self._start_workers()
+        if self._serial:
+            self._run_ready()
+
+    def _start_workers(self) -> None:
+        locked(self._life, self._start_locked)
+
+    def _start_locked(self) -> None:
+        for lane in list(self._lanes.values()):
+            self._start_lane(lane)
+        self._started = True
+
+    def _start_lane(self, lane: Lane) -> None:
+        lane.stopping = False
+        lane.threads[:] = [t for t in lane.threads if t.is_alive()]
+        while len(lane.threads) < lane.workers:
+            name = f"vardag-{lane.name}-{len(lane.threads)}"
+            thread = threading.Thread(target=self._work, args=(lane,), daemon=True, name=name)
+            thread.start()
+            lane.threads.append(thread)
+        lane.started = True
+
+    def _work(self, lane: Lane) -> None:
+        """A worker's life: `_serve`, again and again if something is thrown into it."""
+        here_and_now.worker = self
+        while not lane.stopping:
+            self._serve_safely(lane)
+        lane.bell.put(None)  # the next sleeper stops too
+
+    def _serve_safely(self, lane: Lane) -> None:
+        try:
+            self._serve_once(lane, True)
+        except BaseException:  # noqa: S110 - thrown into the worker; the operation it hit was repaired
+            pass
+
+    def _serve_once(self, lane: Lane, sleep: bool) -> None:
+        """`_serve` with a busy lock; on the way out by an exception, whatever was claimed is repaired."""
+        busy = allocate_lock()
+        mine: list[Job | None] = [None]
+        stack = here_and_now.stack
+        depth = len(stack)
+        try:
+            locked(busy, self._serve, lane, busy, mine, sleep)
+        except BaseException:
+            del stack[depth:]
+            self._abandoned(mine[0], busy)  # best effort: what a second interrupt leaves is repaired by the next who looks
+            raise
+
+    def _abandoned(self, job: Job | None, busy: Any) -> None:
+        if job is not None and job.op.state is RUNNING and job.op.claim is job.claim:
+            locked(self._T, self._repair, job.op)
+
+    def _serve(self, lane: Lane, busy: Any, mine: list[Job | None], sleep: bool) -> None:
+        """Run what is ready; sleep on the bell or return when nothing is."""
+        bell = lane.bell
+        fate: Fate | None = None
+        while True:
+            old = mine[0]
+            if not locked(self._T, self._turn, lane, busy, mine, fate):
+                continue  # somebody planned in between
+            fate = None
+            if old is not None and old.op.state is DONE:
+                retire(old.op)
+                if self._instrument is not None:
+                    self._instrument.finished(old.op)
+            del old
+            job = mine[0]
+            if job is None:
+                if not sleep or lane.stopping:
+                    return
+                bell.get()
+                empty(bell)
+                continue
+            fate = self._execute(job)
+            if self._serial:
+                self._ran_helper += here_and_now.worker is not self
+            else:
+                self._ran_worker += 1
+            if fate is None:
+                mine[0] = None
+            del job
+
+    def _turn(self, lane: Lane, busy: Any, mine: list[Job | None], fate: Fate | None) -> bool:
+        """T held.  Complete the old job, if any, and claim the lane's best: one commit.  False: plan again."""
+        if self._inbox:
+            self._drain()
+        t = object()
+        self._guard_t[0] = t
+        heap, rank = lane.heap, self._rank
+        steps: list[Step] = []
+        others: list[Operation] = []
+        best: Operation | None = None
+        old = mine[0]
+        if old is not None:
+            op, claim, token = old
+            if fate is None or op.state is not RUNNING or op.claim is not claim or claim[0] is not token:
+                mine[0] = old = None
+            else:
+                steps = self._done_steps(op, fate, others)
+        job: Job | None = None
+        if len(others) == 1 and others[0].lane is lane:
+            # The common case, a chain: my successor against the top of the heap, without a detour through it.
+            s = others[0]
+            if not heap or (rank(s), s.seq) < heap[0][:2]:
+                best = s
+                others.clear()
+        if others:
+            for s in others:
+                steps.append((heappush, s.lane.heap, (rank(s), s.seq, s)))
+                steps.append((SimpleQueue.put, s.lane.bell, None))
+            # What to claim is seen next time round: the heap has to be changed first.
+            if commit(self._guard_t, t, steps):
+                mine[0] = None
+                if self._instrument is not None:
+                    self._instrument.ready(others)
+                self._claim_top(lane, busy, mine)
+                return True
+            return False
+        if best is None:
+            if not steps:
+                self._claim_top(lane, busy, mine)
+                return True
+            if not heap:
+                if not commit(self._guard_t, t, steps):
+                    return False
+                mine[0] = None
+                return True
+            best = heap[0][2]
+            steps.append((heappop, heap))
+            if best.state is not READY:
+                best = None  # stale: only take it off
+            more = len(heap) > 1
+        else:
+            more = bool(heap)
+        if best is not None:
+            token = object()
+            claim = [token, busy, get_ident(), monotonic()]
+            job = Job(best, claim, token)
+            steps.append((setattr, best, "claim", claim))
+            steps.append((setattr, best, "state", RUNNING))
+            steps.append((setitem, mine, 0, job))
+            if more and lane.bell.empty():
+                steps.append((SimpleQueue.put, lane.bell, None))
+        else:
+            steps.append((setitem, mine, 0, None))
+        if not commit(self._guard_t, t, steps):
+            return False
+        if best is None:
+            self._claim_top(lane, busy, mine)
+        return True
+
+    def _claim_top(self, lane: Lane, busy: Any, mine: list[Job | None]) -> None:
+        """T held.  READY -> RUNNING for the best of the heap; ``mine[0]`` is the claimed job or None."""
+        heap = lane.heap
+        mine[0] = None
+        while heap and mine[0] is None:
+            t = object()
+            self._guard_t[0] = t
+            if not heap:
+                return
+            op = heap[0][2]
+            steps: list[Step] = [(heappop, heap)]
+            if op.state is READY:
+                token = object()
+                claim = [token, busy, get_ident(), monotonic()]
+                steps.append((setattr, op, "claim", claim))
+                steps.append((setattr, op, "state", RUNNING))
+                steps.append((setitem, mine, 0, Job(op, claim, token)))
+                if len(heap) > 1 and lane.bell.empty():
+                    # Non-empty: whoever takes that token looks at this heap afterwards (I4).
+                    steps.append((SimpleQueue.put, lane.bell, None))
+            commit(self._guard_t, t, steps)
+
+    # ================================================================================================ the serial engine
+    def _run_ready(self) -> None:
+        """The outermost push, wait or completion runs whatever is ready, in push order: a trampoline, no recursion."""
+        if self._P._is_owned() or self._T._is_owned():
+            return  # a finalizer or handler inside a section: the frame below will look
+        if any(o.engine is self for o in here_and_now.stack):
+            return  # a push from inside an operation: it runs after that one
+        lane = self._lane
+        while (self._inbox or lane.heap) and attempt(self._turn_lock, self._serve_once, lane, False):
+            pass
+
+    # ================================================================================================ one operation
+    def _run(self, op: Operation) -> None:
+        """Claim this very operation and run it here, if nobody else has it."""
+        stack = here_and_now.stack
+        depth = len(stack)
+        busy = allocate_lock()
+        mine: list[Job | None] = [None]
+        try:
+            locked(busy, self._run_busy, op, busy, mine)
+        except BaseException:
+            del stack[depth:]
+            self._abandoned(mine[0], busy)
+            raise
+
+    def _run_busy(self, op: Operation, busy: Any, mine: list[Job | None]) -> None:
+        locked(self._T, self._claim_this, op, busy, mine)
+        job = mine[0]
+        if job is None:
+            return
+        fate = self._execute(job)
+        if here_and_now.worker is self:
+            self._ran_worker += 1
+        else:
+            self._ran_helper += 1
+        if fate is not None:
+            self._finish(op, job.claim, job.token, fate)
+
+    def _claim_this(self, op: Operation, busy: Any, mine: list[Job | None]) -> None:
+        """T held.  Its entry stays in the heap and is skipped there as stale."""
+        t = object()
+        self._guard_t[0] = t
+        if op.state is READY:
+            token = object()
+            claim = [token, busy, get_ident(), monotonic()]
+            steps = [
+                (setattr, op, "claim", claim),
+                (setattr, op, "state", RUNNING),
+                (setitem, mine, 0, Job(op, claim, token)),
+            ]
+            commit(self._guard_t, t, steps)
+
+    def _execute(self, job: Job) -> Fate | None:
+        """Run a claimed operation and return its fate; None: it is not this runner's to complete (any more)."""
+        op, claim, token = job
+        if self._instrument is not None:
+            self._instrument.started(op)
+        fate = self._doom(op)
+        if fate is not None:
+            op.fate = fate  # nobody looks before DONE, but `_repair`
+            return fate
+        stack = here_and_now.stack
+        depth = len(stack)
+        try:
+            handed_out = self._call(op, claim, token, stack)
+        except BaseException as e:
+            del stack[depth:]
+            fate = self._own_fate(op, claim, token, e)
+            op.fate = fate
+            return fate
+        del stack[depth:]
+        if handed_out:
+            return None
+        op.fn = None  # what the function holds is free before anybody hears that it is done
+        return OK
+
+    def _call(self, op: Operation, claim: list[Any], token: object, stack: list[Operation]) -> bool:
+        """The function itself.  True: a callback will complete it."""
+        kind, fn = op.kind, op.fn
+        assert fn is not None
+        if kind is USER:
+            stack.append(op)
+            op.mark = 1
+            op.context.run(fn)  # type: ignore[union-attr]
+            op.mark = 2
+        elif kind is ATOMIC:
+            context = self._kernel_context.copy()
+            kernel = context.run(fn)
+            steps = ((index, claim, token), (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2))
+            context.run(deque, starmap(call, steps), 0)
+        elif kind is KERNEL:
+            stack.append(op)
+            op.mark = 1
+            self._kernel_context.copy().run(fn)
+            op.mark = 2
+        else:
+            self._call_async(op, claim, token, stack)
+            return True
+        return False
+
+    def _own_fate(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> Fate | None:
+        """The function raised `e`, or `e` came from outside."""
+        if claim[0] is not token or op.claim is not claim:
+            return None  # revoked, or completed by its callback
+        if op.mark == 2 or (op.kind is ASYNC and op.mark == 1):
+            raise e  # it had ended, or is handed out: `_abandoned` sees to it
+        if here_and_now.worker is not self:
+            # A user's thread: interrupts and signal handlers' exceptions must reach the user.
+            if not isinstance(e, Exception):
+                raise e
+            if isinstance(e, MemoryError):
+                return Fate(Root(op, e))
+            if op.mark == 0 and (op.kind is not ATOMIC or not fails_again(op, self._kernel_context.copy())):
+                raise e
+        return Fate(Root(op, e))
+
+    # ------------------------------------------------------------------------------------------------ push_async
+    def _call_async(self, op: Operation, claim: list[Any], token: object, stack: list[Operation]) -> None:
+        """Hand the operation out: from here on its callback is its runner, and only it or an exception ends it."""
+        fn = op.fn
+        assert fn is not None and op.context is not None
+        kept = allocate_lock()
+        kept.acquire()  # never released: nobody may repair it
+        complete = Completion(self, op, claim, token)
+        stack.append(op)
+        claim[1] = kept
+        op.mark = 1
+        try:
+            op.context.run(fn, RunContext(None, self), complete)
+        except BaseException as e:
+            self._async_raised(op, claim, token, e)
+            if here_and_now.worker is not self and not isinstance(e, Exception):
+                raise
+        op.fn = None
+
+    def _async_raised(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> None:
+        root = Root(op, e)
+        if not self._finish(op, claim, token, Fate(root)):
+            # It had called on_complete first, so its data are well; the error must not vanish all the same.
+            locked(self._T, self._add_unseen, root)
+
+    def _add_unseen(self, root: Root) -> None:
+        self._unseen.append(root)
+
+    # ================================================================================================ repair (T)
+    def _orphan(self, op: Operation) -> bool:
+        """RUNNING, and its runner is gone, or is a suspended frame of this very thread outside any function of it."""
+        claim = op.claim
+        if claim is None:
+            return False
+        return not claim[1].locked() or (claim[2] == get_ident() and op not in here_and_now.stack and op.kind is not ASYNC)
+
+    def _repair(self, op: Operation) -> None:
+        """T held.  An operation without a runner."""
+        claim = op.claim
+        if claim is None or op.state is not RUNNING:
+            return
+        token, busy = claim[0], claim[1]
+        if token is None:
+            return
+        if op.fate is not None:
+            self._finish(op, claim, token, op.fate)
+        elif op.mark == 2:
+            self._finish(op, claim, token, OK)
+        elif op.mark == 0:
+            self._unclaim(op, claim, token)
+        elif op.kind is ASYNC and busy.locked():
+            return  # handed out
+        elif busy.locked():
+            raise DeadlockError(f"[{op.name}] a finalizer waits for the kernel that it interrupts")
+        else:
+            self._finish(op, claim, token, Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was interrupted"))))
+
+    def _unclaim(self, op: Operation, claim: list[Any], token: object) -> None:
+        while not locked(self._T, self._unclaim_locked, op, claim, token):
+            pass
+
+    def _unclaim_locked(self, op: Operation, claim: list[Any], token: object) -> bool:
+        """RUNNING -> READY: the claimed kernel has not started."""
+        t = object()
+        self._guard_t[0] = t
+        if op.state is not RUNNING or op.claim is not claim or claim[0] is not token:
+            return True
+        steps: list[Step] = [(setitem, claim, 0, None), (setattr, op, "state", READY)]
+        self._place(steps, [op])
+        return commit(self._guard_t, t, steps)
+
+
+class Completion:
+    """The ``on_complete`` of one `push_async` operation: call it once, from any thread, with an error or without."""
+
+    __slots__ = ("_claim", "_engine", "_op", "_token")
+
+    def __init__(self, engine: Runner, op: Operation, claim: list[Any], token: object) -> None:
+        self._engine = engine
+        self._op = op
+        self._claim = claim
+        self._token = token
+
+    def __call__(self, error: BaseException | type[BaseException] | None = None) -> None:
+        """Complete the operation.
+
+        Parameters
+        ----------
+        error : exception, optional
+            Poisons what the operation writes or updates.
+
+        Sync: never blocks.
+
+        Raises
+        ------
+        CompletionError
+            It is complete already.
+        """
+        if isinstance(error, type) and issubclass(error, BaseException):
+            error = error()
+        if error is not None and not isinstance(error, BaseException):
+            raise ArgumentTypeError(f"[on_complete] {error!r} is not an exception")
+        fate = OK if error is None else Fate(Root(self._op, error))
+        engine = self._engine
+        if not engine._finish(self._op, self._claim, self._token, fate):
+            raise CompletionError(f"[{self._op.name or 'operation'}] is complete already")
+        if engine._serial:
+            engine._run_ready()
+
+
+def empty(bell: SimpleQueue[None]) -> None:
+    """Take off the tokens of work that is about to be looked at."""
+    try:
+        _empty(bell)
+    except Empty:
+        return  # another worker took the last one
+
+
+def _empty(bell: SimpleQueue[None]) -> None:
+    while not bell.empty():
+        bell.get_nowait()

@@ -1,0 +1,529 @@
+"""The tracker: when an operation may run.
+
+Owns admission (edges from a push's variables), the drawing of edges, completion and poison: all shared state of an engine.
+Who runs a ready operation is in running.py, waits are in waiting.py; both change state only through commits made here or
+in the same manner.
+
+LOCKS (both re-entrant, only ever taken by `locked`)
+    P   order of pushes: Variable fields, `_seq`, appends to `_inbox`, additions to `_live`, `_inlining`.
+    T   scheduling: everything of an operation after its admission, the heaps, `_unseen`, removals from `_live`.
+    Order: P before T.  Whoever holds T and needs P gives T away first (only a finalizer inside a T section can be in that
+    place).  Pushers never take T and workers never take P, so a busy pusher and the workers form no convoy.
+
+INVARIANTS (checked by `testing.audit`)
+    I1  edges lead from lower to higher seq.
+    I2  DONE only after all predecessors are DONE, whatever the fate: cancelled and poisoned operations end in their turn,
+        else a later write would overtake a running reader.            [test_errors: test_cancelled_keeps_order]
+    I3  at every checkpoint: live = admitted and not DONE; PENDING: wait_count = undone predecessors, and the operation is in
+        each one's succ once; READY: in its lane's heap.
+    I4  see `Lane`.
+    I5  an operation runs above another on one stack only if the lower one's wait needs it.
+    I6  no user code under a lock (finalizers and signal handlers excepted: they find I1-I5 true).
+
+RACES, by name
+    read-before-ticket    A plan that reads before it takes its ticket can miss what a finalizer pushed in between.
+                          Cure: the ticket comes first, everywhere.    [test_interrupts: push at every checkpoint]
+    done-while-planning   A predecessor becomes DONE while a push plans.  Harmless: the drain looks again, under T.
+    finalizer-in-kernel   (3.11) A collection inside an inline kernel runs a finalizer that pushes: the ticket check is behind us.
+                          Cure: `_promote` admits the kernel's own operation first, as RUNNING; the outer commit then
+                          fails its second ticket check.               [test_inline: test_push_from_inside_a_kernel]
+"""
+
+from __future__ import annotations
+
+import threading
+from _thread import allocate_lock, get_ident
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from heapq import heappush
+from itertools import starmap
+from queue import SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .atomic import Step, call, commit, index, locked, setitem
+from .errors import ArgumentError, Cancelled, EngineClosed
+from .operation import DONE, NEW, OK, PENDING, READY, RUNNING, Fate, Kind, Operation, Root, user_context, worst
+from .ready import Lane, Rank, by_priority
+from .site import here
+from .variable import Variable
+
+if TYPE_CHECKING:
+    from .instrument import Instrument
+
+ATOMIC = Kind.ATOMIC
+PRUNE_AT = 16  # readers of one variable before finished ones are taken off its list
+UNSEEN_KEPT = 1000  # errors nobody has seen that are kept; further ones are counted
+
+Access = Sequence[Variable]
+# (operation or None, reads, writes, updates, steps, keep, again): see `Tracker.admit`
+Plan = tuple[Operation | None, Access, Access, Access, Sequence[Step], list[Any], bool]
+
+
+class Tracker:
+    """Admission, edges, completion.  See the module's text for locks and invariants."""
+
+    def __init__(self) -> None:
+        self._P: Any = threading.RLock()
+        self._guard_p: list[Any] = [None]
+        self._T: Any = threading.RLock()
+        self._guard_t: list[Any] = [None]
+        self._seq = 0  # P: the next operation's place in push order
+        self._inbox: deque[Operation] = deque()  # admitted, edges not drawn: appended under P, taken under T
+        self._live: dict[int, Operation] = {}  # seq -> not DONE: set under P, removed under T
+        self._unseen: list[Root] = []  # T: roots that no wait has raised
+        self._unseen_more = 0  # T: how many more there were
+        self._inlining: tuple[Operation, Plan] | None = None  # P: not None exactly while a kernel runs inside a push
+        self._closed = False
+        self._parking = False  # at exit: a refused push parks its (daemon) thread instead of raising noisily
+        self._started = False
+        self._bulk = 64  # operations whose edges one commit draws
+        self._rank: Rank = by_priority
+        self._kernel_context = Context()  # the template; each kernel runs in a copy of it
+        self._lanes: dict[str, Lane] = {}
+        self._lane: Lane = Lane("cpu", 0)
+        self._instrument: Instrument | None = None
+        self.inline = True
+        self._ran_inline = 0  # P.  The counters below: approximate, single stores
+        self._ran_worker = 0
+        self._ran_helper = 0
+
+    # ================================================================================================ admission (P)
+    def admit(self, plan: Callable[[], Plan]) -> Operation | None:
+        """Admit what ``plan()`` says, all or nothing, in one section under the order lock.
+
+        Parameters
+        ----------
+        plan : callable
+            Library code, called with the lock held, possibly several times.  It only reads shared state and returns
+            ``(op, reads, writes, updates, steps, keep, again)``: an unadmitted operation or None; its variables (which may
+            repeat; read and written counts as updated); further C calls ``(callable, *args)`` to commit with it; a list
+            that keeps overwritten values alive until the lock is free; whether this was preparatory, so that ``plan()`` is
+            called again under the same hold of the lock.
+
+        Returns
+        -------
+        Operation or None
+            That of the last plan.
+
+        Sync: never blocks on a computation.
+
+        Raises
+        ------
+        EngineClosed, ArgumentError
+            At the call, with nothing changed; likewise whatever ``plan`` raises.
+        """
+        if self._T._is_owned():
+            return self._without_t(self.admit, plan)
+        held: list[Plan] = []  # dies after the lock is released: see F4 in atomic.py
+        op = locked(self._P, self._admit, plan, held)
+        if op is None or op.state is not DONE or len(held) > 1:
+            self._queued()
+        return op
+
+    def _admit(self, plan: Callable[[], Plan], held: list[Plan]) -> Operation | None:
+        """P held."""
+        guard = self._guard_p
+        while True:
+            if self._closed:
+                self._refuse()
+            if self._inlining is not None:
+                self._promote()
+            t = object()
+            guard[0] = t
+            planned = plan()
+            held.append(planned)
+            op = planned[0]
+            if (commit(guard, t, planned[4]) if op is None else self._admit_op(op, planned, t)) and not planned[6]:
+                return op
+
+    def _admit_op(self, op: Operation, planned: Plan, t: object) -> bool:
+        """P held, ticket taken.  Find the predecessors; run the operation here, or queue it.  False: plan again."""
+        _, reads, writes, updates, steps, keep, _ = planned
+        seq = op.seq = self._seq
+        if updates or len(writes) > 1 or (writes and writes[0] in reads):
+            reads, writes, updates = strongest(reads, writes, updates)
+            planned = (op, reads, writes, updates, steps, keep, False)
+        preds: list[Operation] = []
+        fates: list[Fate | None] | None = None
+        # A predecessor that becomes DONE after this look is dropped by the drain (race "done-while-planning").
+        for v in reads:
+            if v.engine is not self:
+                self._foreign(v)
+            p = v.writer
+            if p is not None:
+                if p.state is not DONE:
+                    preds.append(p)
+                elif p.fate is not OK:
+                    fates = fates or []
+                    fates.append(p.fate)
+        for v in updates:
+            p = v.writer
+            if p is not None:
+                if p.state is not DONE:
+                    preds.append(p)
+                elif p.fate is not OK:
+                    fates = fates or []
+                    fates.append(p.fate)
+        sources = len(preds)  # so far: whose failure is this one's failure
+        for vs in (writes, updates):
+            for v in vs:
+                if v.engine is not self:
+                    self._foreign(v)
+                p = v.writer
+                if p is not None and p.state is not DONE:
+                    preds.append(p)
+                if v.readers:
+                    preds += [p for p in v.readers if p.state is not DONE]
+        if op.cheap and not preds and fates is None and self.inline and op.kind is ATOMIC and not op.cancelled:
+            done = self._inline(op, planned, t)
+            if done is not None:
+                return done
+        op.poison = None if fates is None else worst(fates)
+        if len(preds) < 2:
+            op.preds = tuple(preds)
+            op.sources = op.preds if sources else ()
+        else:
+            op.sources = tuple(dict.fromkeys(preds[:sources]))
+            op.preds = op.sources if sources == len(preds) else tuple(dict.fromkeys(preds))
+        queue = self._queue_steps(op, planned)
+        lane = op.lane
+        queue += ((deque.append, self._inbox, op), (SimpleQueue.put, lane.bell, None))
+        if not commit(self._guard_p, t, queue):
+            return False
+        if self._instrument is not None:
+            self._instrument.pushed(op, op.preds)
+        return True
+
+    def _queue_steps(self, op: Operation, planned: Plan) -> list[Step]:
+        """The commit that admits `op` as not DONE; sets the fields that only such an operation has."""
+        _, reads, writes, updates, steps, keep, _ = planned
+        op.engine = self  # type: ignore[assignment]
+        lane = self._lane
+        if op.lane_name is not None:
+            lane = self._lanes.get(op.lane_name) or self._new_lane(op.lane_name)
+        op.lane = lane
+        op.succ = op.watch = ()
+        op.claim = op.blocked = None
+        op.wait_count = 0
+        if op.context is None and (op.kind is Kind.USER or op.kind is Kind.ASYNC):
+            op.context = user_context()
+        if op.site is None:
+            op.site = here(5)
+        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), (setitem, self._live, op.seq, op), *steps]
+        for v in reads:
+            readers = v.readers
+            if not readers:
+                keep.append(readers)
+                out.append((setattr, v, "readers", [op]))
+            elif len(readers) >= PRUNE_AT and readers[0].state is DONE and readers[len(readers) // 2].state is DONE:
+                keep.append(readers)
+                out.append((setattr, v, "readers", [*(p for p in readers if p.state is not DONE), op]))
+            else:
+                out.append((list.append, readers, op))
+        var_steps(out, keep, writes, op)
+        var_steps(out, keep, updates, op)
+        return out
+
+    def _inline(self, op: Operation, planned: Plan, t: object) -> bool | None:
+        """Run a cheap ready kernel here: kernel and admission are one C call.
+
+        True: done.  False: plan again.  None: memory ran out before anything happened, queue it.
+        """
+        _, _, writes, updates, steps, keep, _ = planned
+        context = self._kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
+        op.mark = 0
+        try:
+            kernel = context.run(op.fn)  # type: ignore[arg-type]
+        except BaseException as e:
+            return self._prepare_failed(op, planned, t, context, e)
+        guard = self._guard_p
+        check = (index, guard, t)
+        tail: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
+        # After a success the variables need no writer: None means done and well, and costs no memory.
+        for vs in (writes, updates):
+            for v in vs:
+                if v.writer is not None:
+                    keep.append(v.writer)
+                    tail.append((setattr, v, "writer", None))
+                if v.readers:
+                    keep.append(v.readers)
+                    tail.append((setattr, v, "readers", ()))
+                tail.append((setattr, v, "version", v.version + 1))
+        started = 0.0 if self._instrument is None else monotonic()
+        try:
+            self._inlining = op, planned
+            context.run(
+                deque,
+                starmap(call, (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)),
+                0,
+            )
+        except BaseException as e:
+            self._inlining = None  # no checkpoint between the kernel and this store
+            return self._inline_failed(op, planned, t, e)
+        self._inlining = None
+        op.fn = op.operands = None
+        op.fate = OK
+        op.state = DONE
+        self._ran_inline += 1
+        if self._instrument is not None:
+            op.site = op.site or here(2)
+            self._instrument.ran_inline(op, started)
+        return True
+
+    def _prepare_failed(
+        self, op: Operation, planned: Plan, t: object, context: Context, e: BaseException
+    ) -> bool | None:
+        """`prepare` raised inside a push.  Nothing has happened yet."""
+        if isinstance(e, MemoryError):
+            return None
+        if not isinstance(e, Exception) or not fails_again(op, context):
+            raise e  # it came from outside (a signal handler): the operation is not admitted
+        return self._fail_inline(op, planned, t, e)
+
+    def _inline_failed(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool | None:
+        """The C call of an inline kernel raised; `mark` tells where."""
+        if op.state is RUNNING:  # promoted by a finalizer inside the kernel: finish it as what it now is
+            claim = op.claim
+            assert claim is not None
+            fate = OK if op.mark == 2 else Fate(Root(op, own_error(e)))
+            self._finish(op, claim, claim[0], fate)
+        elif op.mark == 0:
+            if isinstance(e, ValueError) and self._guard_p[0] is not t:
+                return False
+            raise e
+        elif op.mark == 2:
+            op.fate = OK  # everything is committed; the exception came from outside, after it
+            op.state = DONE
+            raise e
+        elif isinstance(e, MemoryError):
+            op.mark = 0
+            return None
+        elif not self._fail_inline(op, planned, t, own_error(e)):
+            return False
+        if not isinstance(e, Exception):
+            raise e
+        return True
+
+    def _fail_inline(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool:
+        """The kernel's own error: admit the operation as DONE and poisoned.  False: plan again."""
+        op.engine = self  # type: ignore[assignment]
+        op.site = op.site or here(5)
+        fate = Fate(Root(op, e))
+        if op.state is RUNNING:  # promoted by code that ran inside this very function
+            assert op.claim is not None
+            return self._finish(op, op.claim, op.claim[0], fate)
+        _, _, writes, updates, steps, keep, _ = planned
+        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
+        var_steps(out, keep, writes, op)
+        var_steps(out, keep, updates, op)
+        out += self._unseen_step(fate.root)
+        out += ((setattr, op, "fate", fate), (setattr, op, "state", DONE))
+        if not commit(self._guard_p, t, out):
+            return False  # somebody pushed in between: run it again, after that
+        op.fn = op.operands = None
+        if self._instrument is not None:
+            self._instrument.ran_inline(op, monotonic())
+        return True
+
+    def _promote(self) -> None:
+        """P held by this thread, which is inside an inline kernel (race "finalizer-in-kernel"): admit that one first."""
+        assert self._inlining is not None
+        op, planned = self._inlining
+        if op.state is not NEW or op.mark != 1:
+            return
+        t = object()
+        self._guard_p[0] = t
+        op.preds = op.sources = ()
+        op.poison = None
+        out = self._queue_steps(op, planned)
+        busy = allocate_lock()
+        busy.acquire()  # its runner, the frame below, exists
+        op.claim = [object(), busy, get_ident(), monotonic()]
+        out.append((setattr, op, "state", RUNNING))
+        commit(self._guard_p, t, out)
+
+    # ------------------------------------------------------------------------------------------------ odds and ends of P
+    def _without_t(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Run f with T given away: a finalizer inside a T section pushes, and P comes before T."""
+        saved = self._T._release_save()
+        try:
+            return f(*args)
+        finally:
+            self._T._acquire_restore(saved)
+
+    def _foreign(self, v: Variable) -> None:
+        if v.deleted:
+            raise ArgumentError(f"variable {v.name or hex(id(v))} was deleted")
+        raise ArgumentError(f"variable {v.name or hex(id(v))} belongs to another engine")
+
+    def _new_lane(self, name: str) -> Lane:
+        """The lane of that name, for the policies that have several."""
+        return self._lane
+
+    def _refuse(self) -> None:
+        if self._parking and threading.current_thread() is not threading.main_thread():
+            raise _Park
+        raise EngineClosed("push to a stopped engine; engine.start() starts it again")
+
+    def _queued(self) -> None:
+        """After a section in which an operation may have been queued: the policy's turn.  See running.py."""
+
+    # ================================================================================================ edges (T)
+    def _drain(self) -> None:
+        """T held.  Draw the edges of newly admitted operations: peek, plan, and commit with the popleft."""
+        inbox, guard = self._inbox, self._guard_t
+        while inbox:
+            t = object()
+            guard[0] = t
+            steps: list[Step] = []
+            fresh: dict[Operation, list[Operation]] = {}  # succ lists that this plan starts
+            ready: list[Operation] = []
+            self._draw(min(len(inbox), self._bulk), steps, fresh, ready)
+            steps += [(setattr, p, "succ", new) for p, new in fresh.items()]
+            if commit(guard, t, steps) and ready and self._instrument is not None:
+                self._instrument.ready(ready)
+
+    def _draw(
+        self, n: int, steps: list[Step], fresh: dict[Operation, list[Operation]], ready: list[Operation]
+    ) -> None:
+        inbox, rank = self._inbox, self._rank
+        for i in range(n):
+            try:
+                o = inbox[i]
+            except IndexError:  # code that ran inside this section drained it: the commit will fail
+                return
+            count = 0
+            for p in o.preds:
+                if p.state is not DONE:
+                    count += 1
+                    if p.succ:
+                        steps.append((list.append, p.succ, o))
+                    elif p in fresh:
+                        fresh[p].append(o)
+                    else:
+                        fresh[p] = [o]
+            if count:
+                steps.append((setattr, o, "wait_count", count))
+                steps.append((setattr, o, "state", PENDING))
+            else:
+                steps.append((setattr, o, "state", READY))
+                steps.append((heappush, o.lane.heap, (rank(o), o.seq, o)))
+                ready.append(o)
+            steps.append((deque.popleft, inbox))
+
+    # ================================================================================================ completion (T)
+    def _doom(self, op: Operation) -> Fate | None:
+        """The fate that an operation inherits before it runs; None: it may run.  Its predecessors are DONE."""
+        if op.cancelled:
+            return Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was cancelled")))
+        best = op.poison
+        if op.sources:
+            best = worst([p.fate for p in op.sources], best)
+        return None if best is None else Fate(best.root, best.distance + 1)
+
+    def _done_steps(self, op: Operation, fate: Fate, ready: list[Operation]) -> list[Step]:
+        """T held.  RUNNING -> DONE.  Operations that this makes ready go to `ready`; the caller places them."""
+        op.fate = fate  # nobody looks before DONE
+        steps: list[Step] = [(setattr, op, "state", DONE), (dict.pop, self._live, op.seq)]
+        for s in op.succ:
+            n = s.wait_count - 1
+            steps.append((setattr, s, "wait_count", n))
+            if not n:
+                steps.append((setattr, s, "state", READY))
+                ready.append(s)
+        for q in op.watch:
+            steps.append((SimpleQueue.put, q, None))
+        if fate.root is not None and fate.root.seq == op.seq:
+            steps += self._unseen_step(fate.root)
+        return steps
+
+    def _unseen_step(self, root: Root | None) -> list[Step]:
+        if len(self._unseen) < UNSEEN_KEPT:
+            return [(list.append, self._unseen, root)]
+        return [(setattr, self, "_unseen_more", self._unseen_more + 1)]
+
+    def _finish(self, op: Operation, claim: list[Any], token: object, fate: Fate) -> bool:
+        """RUNNING -> DONE, successors and wake-ups.  False, and nothing done, if the claim is no longer mine."""
+        while True:
+            done = locked(self._T, self._finish_locked, op, claim, token, fate)
+            if done is not None:
+                break
+        if done:
+            retire(op)
+            if self._instrument is not None:
+                self._instrument.finished(op)
+        return done
+
+    def _finish_locked(self, op: Operation, claim: list[Any], token: object, fate: Fate) -> bool | None:
+        t = object()
+        self._guard_t[0] = t
+        if op.state is not RUNNING or op.claim is not claim or claim[0] is not token:
+            return False
+        ready: list[Operation] = []
+        steps = self._done_steps(op, fate, ready)
+        self._place(steps, ready)
+        if not commit(self._guard_t, t, steps):
+            return None
+        if ready and self._instrument is not None:
+            self._instrument.ready(ready)
+        return True
+
+    def _place(self, steps: list[Step], ready: list[Operation]) -> None:
+        """Into the heap, and a token for each lane concerned."""
+        rank = self._rank
+        for s in ready:
+            steps.append((heappush, s.lane.heap, (rank(s), s.seq, s)))
+            steps.append((SimpleQueue.put, s.lane.bell, None))
+
+
+class _Park(BaseException):
+    """Raised inside the section, so that the lock is free before the thread is parked."""
+
+
+def park() -> None:
+    """Never return: the process is ending."""
+    lock = allocate_lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def var_steps(out: list[Step], keep: list[Any], variables: Access, op: Operation) -> None:
+    """The change of variables that a queued or failed `op` writes or updates."""
+    for v in variables:
+        keep.append(v.writer)
+        keep.append(v.readers)
+        out.append((setattr, v, "writer", op))
+        if v.readers:
+            out.append((setattr, v, "readers", ()))
+        out.append((setattr, v, "version", v.version + 1))
+
+
+def strongest(reads: Access, writes: Access, updates: Access) -> tuple[Access, Access, Access]:
+    """Each variable once, in its strongest meaning; read and written is updated."""
+    u = dict.fromkeys(updates)
+    w = dict.fromkeys(writes)
+    r = dict.fromkeys(reads)
+    u.update((v, None) for v in w if v in r)
+    return [v for v in r if v not in u], [v for v in w if v not in u], list(u)
+
+
+def fails_again(op: Operation, context: Context) -> bool:
+    """Does `prepare` raise a second time?  An exception that a signal handler threw into the first one does not repeat."""
+    try:
+        context.run(op.fn)  # type: ignore[arg-type]
+    except Exception:
+        return True
+    return False
+
+
+def own_error(e: BaseException) -> BaseException:
+    """What a kernel cut by `e` is poisoned with: its own error, or, for an interrupt, that it was cut."""
+    return e if isinstance(e, Exception) else Cancelled("interrupted")
+
+
+def retire(op: Operation) -> None:
+    """Drop what a DONE operation no longer needs.  DONE is final, so this may be cut short anywhere."""
+    op.preds = op.sources = op.succ = op.watch = ()
+    op.fn = op.operands = op.context = op.claim = op.poison = op.blocked = None

@@ -1,0 +1,428 @@
+"""Waits: they help, time out, explain, and find deadlocks.
+
+Owns every way of blocking on an operation.  Guarantees:
+
+- a wait binds to an *operation* at the call, so later pushes, renames and healing writes change neither what it waits for nor
+  what it raises;
+- a thread that is not a worker runs only ready atomic kernels that its wait needs; a worker inside an operation runs anything
+  that its wait needs, and when half its stack is used it starts a spare worker instead;
+- a wait that needs the operation it is made in raises `DeadlockError` at once (only waits on the thread that runs the
+  operation can be seen so; others end by ``timeout``);
+- Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.
+
+RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it searches, so
+the later one sees both edges.  [test_waits: test_crossed_waits]
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
+
+from .atomic import commit, locked
+from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineErrors, EngineTimeout
+from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation, Root, fresh_error
+from .running import Runner, here_and_now
+from .site import describe, here
+from .variable import Variable
+
+BOUND = 64  # how far a user's thread looks for a kernel to help with
+SLICE = 0.05  # seconds: the longest sleep.  Windows cannot interrupt a lock, and a doubly interrupted runner is found
+CHAIN = 20  # lines of an explanation
+
+ATOMIC = Kind.ATOMIC
+Bell = SimpleQueue[None]
+
+
+class Waiting(Runner):
+    """The runner, and everything that blocks."""
+
+    # ================================================================================================ public waits
+    def wait_for_var(self, variable: Variable, timeout: float | None = None) -> None:
+        """Wait until everything pushed so far that writes `variable` is done, and raise its error.
+
+        Parameters
+        ----------
+        variable : Variable
+        timeout : float, optional
+            Seconds.
+
+        Sync: blocks until the last writer pushed before this call is done; runs kernels that it needs meanwhile.
+
+        Raises
+        ------
+        OperatorError
+            At the wait, every time, fresh: of the original exception's type where it can be rebuilt.
+        EngineTimeout
+            After `timeout` seconds; the text explains what blocks what.
+        DeadlockError
+            At once, inside an operation that `variable` needs.
+
+        Examples
+        --------
+        >>> from vardag.engine import Engine
+        >>> with Engine(workers=1) as e:
+        ...     v = e.new_variable()
+        ...     _ = e.push(lambda: print("ran"), writes=[v])
+        ...     e.wait_for_var(v)
+        ran
+        """
+        self._check(variable)
+        op = variable.writer  # the version as of this call
+        if op is None:
+            return
+        if op.state is not DONE:
+            self.wait_op(op, timeout)
+        if op.fate is not OK:
+            op.raise_error()
+
+    def wait_to_write(self, variable: Variable, timeout: float | None = None) -> None:
+        """Like `wait_for_var`, and for everything pushed so far that reads `variable` too.
+
+        Sync: blocks until those operations are done.
+
+        Raises
+        ------
+        OperatorError, EngineTimeout, DeadlockError
+            As `wait_for_var`; a reader's own error is not raised here.
+        """
+        self._check(variable)
+        op = variable.writer
+        readers = tuple(variable.readers)
+        end = None if timeout is None else monotonic() + timeout
+        for o in (*readers, op):
+            if o is not None and o.state is not DONE:
+                self.wait_op(o, None if end is None else max(0.0, end - monotonic()))
+        if op is not None and op.fate is not OK:
+            op.raise_error()
+
+    def wait_for_all(self, timeout: float | None = None) -> None:
+        """Wait for all operations pushed before this call, and raise every error that nobody has seen.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds, for the whole wait.
+
+        Sync: blocks until they are done.
+
+        Raises
+        ------
+        EngineErrors
+            An ExceptionGroup of all unseen first causes; each is raised by exactly one `wait_for_all`.
+        DeadlockError
+            Inside an operation: it would wait for itself.
+        EngineTimeout
+            After `timeout` seconds.
+
+        Examples
+        --------
+        >>> from vardag.engine import Engine, EngineErrors
+        >>> with Engine(workers=1) as e:
+        ...     _ = e.push(lambda: 1 / 0), e.push(lambda: [][1])
+        ...     try:
+        ...         e.wait_for_all()
+        ...     except EngineErrors as group:
+        ...         print([type(x).__name__ for x in group.exceptions])
+        ['ZeroDivisionError', 'IndexError']
+        """
+        for o in here_and_now.stack:
+            if o.engine is self and o.state is not DONE:
+                raise DeadlockError(f"[{o.name or 'operation'}] waits for all operations, itself among them")
+        self._wait_cut(None if timeout is None else monotonic() + timeout)
+        waiter = here(2)
+        roots, more = self._take_unseen()
+        errors = [fresh_error(root, 0, waiter) for root in roots if not root.seen]
+        if errors:
+            count = len(errors) + more
+            text = f"{count} operation{'s' if count > 1 else ''} failed"
+            raise EngineErrors(text + (f", {more} of them not kept" if more else ""), errors)
+
+    waitall = wait_for_all
+
+    def throw(self, variable: Variable) -> None:
+        """Raise the error of `variable`'s last writer, if that is done and failed.
+
+        Sync: never blocks.
+
+        Raises
+        ------
+        OperatorError
+            As `wait_for_var`.
+        """
+        self._check(variable)
+        op = variable.writer
+        if op is not None and op.state is DONE and op.fate is not OK:
+            op.raise_error()
+
+    def raise_error(self, op: Operation) -> None:
+        """Raise the error of a finished operation; nothing if it is well or not done.  Sync: never blocks."""
+        op.raise_error()
+
+    # ================================================================================================ one operation
+    def wait_op(self, op: Operation, timeout: float | None = None) -> None:
+        """Wait until `op` is done; raise nothing of what it raised.
+
+        Sync: blocks until `op` is done.
+
+        Raises
+        ------
+        EngineTimeout, DeadlockError
+            See `wait_for_var`.
+        """
+        if op.state is DONE:
+            return
+        if op.seq < 0 or op.engine is not self:
+            raise ArgumentError(f"[{op.name or 'operation'}] was not pushed to this engine")
+        if not self._started:
+            self._start_workers()
+        if self._serial:
+            self._run_ready()
+        stack = here_and_now.stack
+        current = stack[-1] if stack else None
+        end = None if timeout is None else monotonic() + timeout
+        queue: Bell = SimpleQueue()
+        watched: list[Operation] = []
+        outer = None if current is None else current.blocked
+        try:
+            self._until_done(op, end, timeout, queue, watched, current)
+        finally:
+            self._leave(current, outer, watched, queue)
+
+    def _leave(self, current: Operation | None, outer: Operation | None, watched: list[Operation], queue: Bell) -> None:
+        if current is not None:
+            current.blocked = outer  # a finalizer's wait inside a wait gives back what it found
+        for o in watched:
+            locked(self._T, self._forget, o, queue)
+
+    def _forget(self, op: Operation, queue: Bell) -> None:
+        if queue in op.watch:
+            op.watch.remove(queue)  # type: ignore[union-attr]
+
+    def _until_done(
+        self,
+        target: Operation,
+        end: float | None,
+        timeout: float | None,
+        queue: Bell,
+        watched: list[Operation],
+        current: Operation | None,
+    ) -> None:
+        while target.state is not DONE:
+            worker = self._may_run_all()
+            op = locked(self._T, self._next_for, target, queue, watched, worker, current)
+            if op is not None:
+                if worker and deep():
+                    self._spare(queue, op)
+                else:
+                    self._run(op)
+            elif target.state is not DONE and watched:
+                left = SLICE if end is None else min(SLICE, end - monotonic())
+                if left <= 0:
+                    raise EngineTimeout(f"{timeout} s passed; waiting at {describe(here(2))} for\n{self.explain(target)}")
+                self._sleep(queue, left)
+                if watched and watched[0].state is DONE:
+                    watched.clear()
+
+    def _may_run_all(self) -> bool:
+        """May this thread run users' functions?  Workers; in the serial engine whoever has, or can have, the turn."""
+        if here_and_now.worker is self:
+            return True
+        return self._serial and (
+            not self._turn_lock.locked() or any(o.engine is self for o in here_and_now.stack)
+        )
+
+    def _next_for(
+        self, target: Operation, queue: Bell, watched: list[Operation], worker: bool, current: Operation | None
+    ) -> Operation | None:
+        """T held.  An operation to run for `target`, or None after leaving word where this thread is to be woken."""
+        self._drain()
+        if current is not None:
+            current.blocked = target  # before the search: race "crossed waits"
+            cycle = needs(target, set(here_and_now.stack))
+            if cycle is not None:
+                raise DeadlockError(
+                    f"[{current.name or 'operation'}] waits for [{target.name or 'operation'}] pushed at "
+                    f"{describe(target.site)}, which needs [{cycle.name or 'operation'}], which cannot end before this wait"
+                )
+        op, watch = self._needed(target, worker)
+        if op is not None or target.state is DONE:
+            return op
+        inlining = self._inlining
+        if inlining is not None and self._P._is_owned() and inlining[0].mark == 1:
+            raise DeadlockError(f"[{inlining[0].name}] a finalizer waits inside the kernel that it interrupts")
+        t = object()
+        self._guard_t[0] = t
+        if watch not in watched and watch.state is not DONE:
+            # A list of its own is started privately: the field may hold the empty tuple.
+            new = [*watch.watch, queue]
+            if commit(self._guard_t, t, [(setattr, watch, "watch", new)]):
+                for o in watched:
+                    self._forget(o, queue)
+                watched[:] = [watch]
+        return None
+
+    def _needed(self, target: Operation, worker: bool) -> tuple[Operation | None, Operation]:
+        """T held.  (a ready operation that `target` needs and this thread may run, _) or (None, whose end to watch)."""
+        seen: set[Operation] = set()
+        todo = [target]
+        blocker: Operation | None = None
+        while todo:
+            o = todo.pop()
+            state = o.state
+            if state is DONE or o in seen:
+                continue
+            seen.add(o)
+            if not worker and len(seen) > BOUND:
+                break
+            if state is READY:
+                if worker or o.kind is ATOMIC:
+                    return o, target
+            elif state is RUNNING:
+                if self._orphan(o):
+                    self._repair(o)
+                    seen.discard(o)
+                    todo.append(o)
+                else:
+                    blocker = blocker or o
+            else:
+                todo.extend(reversed(o.preds))  # the oldest first
+        return None, blocker if worker and blocker is not None else target
+
+    def _sleep(self, queue: Bell, seconds: float) -> None:
+        """Sleep without locks, even if a frame below holds them (a finalizer inside a section)."""
+        t = self._T._release_save() if self._T._is_owned() else None
+        p = self._P._release_save() if self._P._is_owned() else None
+        try:
+            queue.get(timeout=seconds)
+        except Empty:
+            pass
+        finally:
+            if p is not None:
+                self._P._acquire_restore(p)
+            if t is not None:
+                self._T._acquire_restore(t)
+
+    # ------------------------------------------------------------------------------------------------ deep stacks
+    def _spare(self, queue: Bell, op: Operation) -> None:
+        """This stack is too deep to help on.  A thread of its own runs what is ready, then ends."""
+        threading.Thread(target=self._spare_work, args=(queue,), daemon=True, name="vardag-spare").start()
+        while op.state is READY:  # until somebody has it; the next round watches it
+            self._sleep(queue, SLICE)
+
+    def _spare_work(self, queue: Bell) -> None:
+        here_and_now.worker = self
+        try:
+            self._spare_serve()
+        finally:
+            queue.put(None)
+
+    def _spare_serve(self) -> None:
+        for lane in list(self._lanes.values()):
+            self._serve_once(lane, False)
+
+    # ================================================================================================ all operations
+    def _wait_cut(self, end: float | None) -> None:
+        """Wait for what is admitted now: a cut, else two steady pushers would keep it here for ever."""
+        ops = locked(self._P, list, self._live.values())
+        ops.reverse()  # the last first: when that is done, most are
+        for o in ops:
+            if o.state is not DONE:
+                self.wait_op(o, None if end is None else max(0.0, end - monotonic()))
+
+    def _busy(self) -> bool:
+        """Is anything pending that is not waiting for a callback of push_async?"""
+        ops = locked(self._P, list, self._live.values())
+        return any(o.state is READY or (o.state is RUNNING and not (o.kind is Kind.ASYNC and o.mark == 1)) for o in ops)
+
+    def _take_unseen(self) -> tuple[list[Root], int]:
+        while True:
+            taken = locked(self._T, self._take_unseen_locked)
+            if taken is not None:
+                roots, more = taken
+                return sorted(roots, key=lambda r: r.seq), more
+
+    def _take_unseen_locked(self) -> tuple[list[Root], int] | None:
+        t = object()
+        self._guard_t[0] = t
+        old = self._unseen, self._unseen_more
+        steps = [(setattr, self, "_unseen", []), (setattr, self, "_unseen_more", 0)]
+        return old if commit(self._guard_t, t, steps) else None
+
+    # ================================================================================================ explanations
+    def explain(self, target: Operation) -> str:
+        """What `target` waits for, a line each: state, thread, running time, where it was pushed.
+
+        Sync: never blocks on a computation.
+        """
+        lines: list[str] = []
+        seen: set[Operation] = set()
+        threads = {t.ident: t.name for t in threading.enumerate()}
+        self._explain(target, "", "", lines, seen, threads)
+        return "\n".join(lines)
+
+    def _explain(
+        self, o: Operation, indent: str, why: str, lines: list[str], seen: set[Operation], threads: dict[Any, str]
+    ) -> None:
+        if len(lines) >= CHAIN:
+            if len(lines) == CHAIN:
+                lines.append(f"{indent}...")
+            return
+        again = o in seen
+        seen.add(o)
+        text = f"{indent}{why}[{o.name or 'operation'}] #{o.seq} {o.state.value}"
+        claim = o.claim
+        if o.state is RUNNING and claim is not None:
+            handed = o.kind is Kind.ASYNC and o.mark == 1
+            where = "awaiting its on_complete" if handed else f"on {threads.get(claim[2], 'a thread that is gone')}"
+            text += f", {where}, for {monotonic() - claim[3]:.3f} s"
+        lines.append(f"{text}, pushed at {describe(o.site)}{', see above' if again else ''}")
+        if again:
+            return
+        if o.blocked is not None and o.blocked.state is not DONE:
+            self._explain(o.blocked, indent + "  ", "which waits for ", lines, seen, threads)
+        for p in o.preds:
+            if p.state is not DONE:
+                self._explain(p, indent + "  ", "after ", lines, seen, threads)
+
+    # ------------------------------------------------------------------------------------------------ arguments
+    def _check(self, variable: Variable) -> None:
+        if not isinstance(variable, Variable):
+            raise ArgumentTypeError(f"expected a Variable, got {type(variable).__name__}")
+        if variable.engine is not self:
+            self._foreign(variable)
+
+
+def needs(target: Operation, mine: set[Operation]) -> Operation | None:
+    """Which of `mine` does `target` need, over predecessors and over what running operations wait for?
+
+    Needs no lock: an operation's ancestors never grow after its admission.
+    """
+    seen: set[Operation] = set()
+    todo = [target]
+    while todo:
+        o = todo.pop()
+        if o.state is DONE or o in seen:
+            continue
+        if o in mine:
+            return o
+        seen.add(o)
+        todo.extend(o.preds)
+        if o.state is not NEW and o.blocked is not None:
+            todo.append(o.blocked)
+    return None
+
+
+def deep() -> bool:
+    """Is more than half of the stack used?"""
+    frame: Any = sys._getframe()
+    left = sys.getrecursionlimit() // 2
+    while frame is not None and left:
+        frame = frame.f_back
+        left -= 1
+    return frame is not None
+
+
