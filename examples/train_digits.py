@@ -185,7 +185,7 @@ def engine(kind: str | None, workers: int | None) -> AbstractContextManager[Any]
     """An engine of this kind as the current one; the default engine when nothing is asked for."""
     if kind is None and workers is None:
         return nullcontext()
-    return vd.engine.Engine(kind=kind or "ThreadedEnginePerDevice", workers=workers)
+    return vd.engine.Engine(kind=kind, workers=workers)
 
 
 def fit(model: Model, kind: str | None, workers: int | None, epochs: int | None, seed: int, quiet: bool) -> Result:

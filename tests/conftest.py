@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import vardag as vd
+from vardag.engine import Engine, default
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +24,7 @@ if Path(vd.__file__).resolve().parent != ROOT:
 
 # The serial engine is the oracle: whatever runs on it must give the same bytes on the others.
 ENGINES = {
-    "naive": ("NaiveEngine", 0),
+    "naive": ("NaiveEngine", None),
     "threaded-1": ("ThreadedEnginePerDevice", 1),
     "threaded-2": ("ThreadedEnginePerDevice", 2),
     "threaded-8": ("ThreadedEnginePerDevice", 8),
@@ -34,7 +35,7 @@ ENGINES = {
 def engine_kind(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The test runs four times, each time with another engine as the current one."""
     kind, workers = ENGINES[request.param]
-    with vd.engine.Engine(kind=kind, workers=workers) as engine:
+    with Engine(kind=kind, workers=workers) as engine:
         yield engine
 
 
@@ -48,11 +49,8 @@ def root() -> Path:
 def no_unseen_errors() -> Iterator[None]:
     """Errors live on data until somebody looks.  A test that leaves one behind fails itself, not the next one."""
     yield
-    waitall = getattr(getattr(vd, "nd", None), "waitall", None)
-    if waitall is None:
-        return
     try:
-        waitall(timeout=60)
+        default().wait_for_all(timeout=60)
     except Exception as error:
         pytest.fail(f"the test left errors in the default engine that it never looked at: {describe(error)}")
 

@@ -21,7 +21,7 @@ from vardag import nd
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = {
-    "naive": ("NaiveEngine", 0),
+    "naive": ("NaiveEngine", None),
     "pooled-2": ("ThreadedEnginePooled", 2),
     "per-device-1": ("ThreadedEnginePerDevice", 1),
     "per-device-2": ("ThreadedEnginePerDevice", 2),
@@ -72,7 +72,7 @@ def test_every_engine_trains_to_the_same_bytes(model: str, engine: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_another_seed_trains_to_other_bytes(model: str) -> None:
     """What the comparison of bytes is worth: it does tell trainings apart."""
-    first, second = (getattr(digits, f"train_{model}")("NaiveEngine", 0, epochs=1, seed=seed) for seed in (0, 1))
+    first, second = (getattr(digits, f"train_{model}")("NaiveEngine", epochs=1, seed=seed) for seed in (0, 1))
     assert all(first.parameters[name].tobytes() != second.parameters[name].tobytes() for name in ("w1", "w2"))
 
 
@@ -109,7 +109,7 @@ def test_a_hundred_steps_copy_and_rename_no_weight(model: str, engine_kind: Any)
 
 def test_the_count_of_renames_can_rise() -> None:
     """What the count is worth: with the graph kept alive, its saved weights must be stepped around."""
-    with vd.engine.Engine(kind="NaiveEngine", workers=0):
+    with vd.engine.Engine(kind="NaiveEngine"):
         w = nd.ones((5, 5))
         w.attach_grad()
         with vd.autograd.record():
