@@ -1,0 +1,41 @@
+"""vardag: asynchronous arrays that feel ordinary.
+
+Operations are pushed to a dependency engine with the arrays they read and write, and run when those allow; a program
+means what it would mean run one operation after the other.
+
+>>> import vardag as vd
+>>> from vardag import nd, autograd
+>>> x = nd.array([1, 2, 3]); x.attach_grad()
+>>> with autograd.record():
+...     y = (x * x).sum()
+>>> y.backward()
+>>> x.grad.asnumpy()
+array([2., 4., 6.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from . import engine
+from . import ndarray as nd
+from . import operators as _operators
+from . import autograd, base
+from .engine import Error
+from .ndarray import Context, NDArray, cpu, cpu_pinned, current_context, gpu, num_gpus, random
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Context",
+    "Error",
+    "NDArray",
+    "autograd",
+    "base",
+    "cpu",
+    "cpu_pinned",
+    "current_context",
+    "engine",
+    "gpu",
+    "nd",
+    "num_gpus",
+    "random",
+]

@@ -1,0 +1,75 @@
+"""Arrays: what they are, where they live, how they are made.  `vardag.nd` is this room with MXNet 1.x's operators.
+
+Every name that is not an attribute of this package is an operator of the nd face: ``nd.exp``, ``nd.zeros``,
+``nd.FullyConnected``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .. import engine as _engine
+from ..engine import ArgumentTypeError
+from . import random
+from ._late import nd_face as _nd_face
+from .array import Array
+from .buffer import counts as _counts
+from .context import Context, cpu, cpu_pinned, current_context, gpu
+from .device import kernel_state as _kernel_state
+from .device import num_gpus
+from .device import one_blas_thread as _one_blas_thread
+from .indexing import ArrayIndexError
+from .line import pause_here as _pause_here
+from .ndarray import NDArray, array, empty, waitall
+
+__all__ = [
+    "ArgumentTypeError",
+    "Array",
+    "ArrayIndexError",
+    "Context",
+    "NDArray",
+    "Statistics",
+    "array",
+    "cpu",
+    "cpu_pinned",
+    "current_context",
+    "empty",
+    "gpu",
+    "num_gpus",
+    "random",
+    "statistics",
+    "waitall",
+]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What protecting values against writes has cost since the program began.
+
+    `copies`: copies of held bytes or of chunks, made before a write.   `renames`: whole writes that took a new buffer
+    because the old one was held.
+    """
+
+    copies: int
+    renames: int
+
+
+def statistics() -> Statistics:
+    """The counters of this room.  Never blocks."""
+    return Statistics(**_counts())
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(_nd_face, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *dir(_nd_face)})
+
+
+_one_blas_thread()
+_engine.add_kernel_context_hook(_kernel_state)
+_engine.user_context_hooks.append(_pause_here)

@@ -1,0 +1,481 @@
+"""`Array`: a view of a chunk, with NumPy's semantics.  `NDArray` (ndarray.py) puts MXNet's rules on top.
+
+An array has a geometry (shape, strides, offset) over a chunk whose current buffer holds, or will hold, the bytes.
+Shape and dtype are known at once; the bytes exist when the engine has run what was pushed.  Nothing here waits except
+what says so.  An array may be used, written and waited for by any thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+
+from .. import engine as _engine
+from ..engine import ArgumentError, ArgumentTypeError, Engine, Operation, Variable
+from ._late import autograd, numpy_face
+from .buffer import Admission, Buffer, Chunk, Saved, hold
+from .context import Context, as_context
+from .device import RawArray, device_of
+from .dtype import DType, as_dtype
+from .indexing import basic_index
+from .line import DETACHED, Line, scope
+from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, reshape_codes
+
+A = TypeVar("A", bound="Array")
+
+
+class Array:
+    """An asynchronous array: shape and dtype now, bytes when they are needed.
+
+    Make one with `vardag.nd.array`, `zeros`, ... or with an operator.  Python's operators follow NumPy's rules.
+    """
+
+    __slots__ = ("__weakref__", "_chunk", "_derived", "_line", "_offset", "_shape", "_strides")
+    __array_priority__ = 1000.0
+    __array_ufunc__ = None  # NumPy operands leave the operator to this class
+    _ops: ClassVar[Any] = numpy_face
+    #: the shape of what NumPy would return as a scalar
+    _zero_d: ClassVar[Shape] = ()
+
+    _chunk: Chunk
+    _shape: Shape
+    _strides: Strides  # None: C order
+    _offset: int
+    _line: Line | None  # None: the chunk's
+    _derived: tuple[Any, Any] | None  # (entry of the line, the entry of this view derived from it)
+
+    def __init__(self) -> None:
+        raise ArgumentTypeError(f"[{type(self).__name__}] make arrays with vardag.nd.array, zeros, ...")
+
+    # ---- making ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _over(cls, chunk: Chunk, shape: Shape, strides: Strides = None, offset: int = 0) -> Self:
+        """An array of this geometry over a chunk, on the chunk's line."""
+        new = object.__new__(cls)
+        new._chunk = chunk
+        new._shape, new._strides, new._offset = shape, strides, offset
+        new._line = new._derived = None
+        return new
+
+    @classmethod
+    def _fresh(cls, engine: Engine, shape: Shape, dtype: DType, context: Context) -> Self:
+        """An array with a variable of its own and no memory yet."""
+        return cls._over(Chunk(Buffer(engine, shape, dtype, device_of(context)), context), shape)
+
+    @classmethod
+    def _from_host(cls, raw: RawArray, context: Context | None = None) -> Self:
+        """An array whose memory is `raw`: C-ordered, and nobody else's from now on."""
+        context = as_context(context)
+        buffer = Buffer(_engine.current(), raw.shape, raw.dtype, device_of(context), raw)
+        return cls._over(Chunk(buffer, context), raw.shape)
+
+    def _view(self, shape: Shape, strides: Strides, offset: int) -> Self:
+        """Another geometry over the same chunk.  It shares the line, except under autograd.pause()."""
+        new = self._over(self._chunk, shape, strides, offset)
+        new._line = DETACHED if scope.get().paused else self._line
+        return new
+
+    @classmethod
+    def _from_saved(cls, saved: Saved) -> Self:
+        """An array over the buffer of a saved value: they share it until one of them writes."""
+        chunk = Chunk(saved.buffer, saved.context)
+        owner = saved.owner()
+        engine = saved.buffer.engine
+
+        def plan() -> Admission:
+            keep: list[Any] = [chunk.buffer]
+            chunk.buffer = saved.buffer  # private until the commit
+            others = [owner] if owner is not None and owner.buffer is saved.buffer else []
+            return None, (), (), (), hold(saved.buffer, [chunk, *others], keep), keep, False
+
+        engine.admit(plan)
+        chunk.line = Line(saved.shape, saved.strides, saved.offset, saved.entry)
+        return cls._over(chunk, saved.shape, saved.strides, saved.offset)
+
+    def _covers_chunk(self) -> bool:
+        return math.prod(self._shape) == self._chunk.buffer.size
+
+    # ---- metadata: never blocks ------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Shape:
+        """Length of each axis."""
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self._shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Element type: a NumPy dtype (in the nd face, as in MXNet, the NumPy scalar type)."""
+        return self._chunk.buffer.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self._chunk.buffer.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.itemsize
+
+    @property
+    def context(self) -> Context:
+        """The context that the array lives on."""
+        return self._chunk.context
+
+    ctx = context
+    device = context
+
+    @property
+    def version(self) -> int:
+        """How many writes have been pushed to the memory that this array is a view of, in program order."""
+        return self._chunk.version
+
+    @property
+    def var(self) -> Variable:
+        """The engine variable of the current version; valid until the next write, which may take another."""
+        return self._chunk.buffer.variable
+
+    @property
+    def _meta(self) -> tuple[Shape, DType]:
+        return self._shape, self._chunk.buffer.dtype
+
+    # ---- waiting ---------------------------------------------------------------------------------------------------
+
+    def _hold(self) -> tuple[Saved, Operation | None]:
+        """The bytes as of now, held against later writes, and the operation to wait for."""
+        chunk = self._chunk
+        saved = Saved(chunk, chunk.buffer, self._shape, self._strides, self._offset)
+        writer: list[Operation | None] = [None]
+
+        def plan() -> Admission:
+            keep: list[Any] = []
+            saved.buffer = chunk.buffer
+            writer[0] = chunk.buffer.variable.writer
+            return None, (), (), (), hold(saved.buffer, [saved], keep), keep, False
+
+        chunk.buffer.engine.admit(plan)
+        return saved, writer[0]
+
+    def wait_to_read(self, timeout: float | None = None) -> None:
+        """Wait until the value as of this call is there.
+
+        Sync: blocks.   Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
+        """
+        variable = self._chunk.buffer.variable
+        variable.engine.wait_for_var(variable, timeout)
+
+    def wait_to_write(self, timeout: float | None = None) -> None:
+        """Wait until all operations pushed so far that read or write the current version have finished.
+
+        Sync: blocks.   Raises: as `wait_to_read`.
+        """
+        variable = self._chunk.buffer.variable
+        variable.engine.wait_to_write(variable, timeout)
+
+    def asnumpy(self, timeout: float | None = None) -> RawArray:
+        """A NumPy array with a copy of the value as of this call.
+
+        Sync: blocks until the value is there; writes pushed later, by any thread, don't show.
+        Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
+
+        >>> from vardag import nd
+        >>> nd.arange(3).asnumpy()
+        array([0., 1., 2.], dtype=float32)
+        """
+        saved, writer = self._hold()
+        if writer is not None:
+            saved.buffer.engine.wait_op(writer, timeout)
+            writer.raise_error()
+        return np.array(saved.buffer.view(saved.shape, saved.strides, saved.offset), order="C")
+
+    def item(self) -> Any:
+        """The only element as a Python scalar.  Sync: blocks.   Raises: ArgumentError if there is not exactly one."""
+        return self._scalar().item()
+
+    def _scalar(self) -> np.generic:
+        if self.size != 1:
+            raise ArgumentError(f"[asscalar] {describe(self)}: one element expected")
+        return self.asnumpy().reshape(())[()]  # type: ignore[no-any-return]
+
+    def tolist(self) -> Any:
+        """The value as nested lists of Python scalars.  Sync: blocks."""
+        return self.asnumpy().tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> RawArray:
+        if copy is False:
+            raise ArgumentError(f"[__array__] {describe(self)}: a NumPy array is always a copy; use copy=None or True")
+        raw = self.asnumpy()
+        return raw if dtype is None else raw.astype(dtype, copy=False)
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ArgumentError(f"[bool] {describe(self)}: the truth value of several elements is ambiguous")
+        return bool(self._scalar())
+
+    def __float__(self) -> float:
+        return float(self._scalar())
+
+    def __int__(self) -> int:
+        return int(self._scalar())
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.asnumpy(), self.context.device_type, self.context.device_id)
+
+    # ---- views -----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        if not self._shape:
+            raise ArgumentTypeError(f"[len] {describe(self)}: an array without axes has no length")
+        return self._shape[0]
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key: Any) -> Self:
+        """``x[key]`` with integers, slices, ``...`` and None: a view.  Never blocks; ArrayIndexError at the call."""
+        shape, strides, offset = basic_index(self._shape, self._strides, self._offset, key)
+        return self._view(shape or self._zero_d, strides, offset)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """``x[key] = value``: an array, a host array (copied at the call) or a scalar, broadcast and cast.
+
+        Never blocks.   Raises: ArrayIndexError, ArgumentError at the call.   Gradient: flows to `value`, and to the
+        old value outside of the region.
+        """
+        self._ops.assign(value, out=self if key == slice(None) else self[key])
+
+    def reshape(self, *shape: Any, reverse: bool = False, **kwargs: Any) -> Self:
+        """The same elements in another shape: a view when the elements are contiguous, else of a copy.
+
+        Knows MXNet's codes 0, -1, -2, -3 and -4.  Never blocks; ArgumentError at the call.
+
+        >>> from vardag import nd
+        >>> nd.zeros((2, 3, 4)).reshape((0, -1)).shape
+        (2, 12)
+        """
+        if "shape" in kwargs:
+            shape = (kwargs.pop("shape"),)
+        if kwargs:
+            raise ArgumentTypeError(f"[reshape] unknown argument {next(iter(kwargs))!r}")
+        codes = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
+        new = reshape_codes(self._shape, tuple(int(n.__index__()) for n in codes), reverse=reverse)
+        base = self if self._strides is None else self._ops.compact(self)
+        return base._view(new, None, base._offset)
+
+    def _transposed(self, axes: Shape) -> Self:
+        strides = c_strides(self._shape) if self._strides is None else self._strides
+        shape, strides = tuple(self._shape[a] for a in axes), tuple(strides[a] for a in axes)
+        return self._view(shape, None if contiguous(shape, strides) else strides, self._offset)
+
+    @property
+    def T(self) -> Self:
+        """The axes in reverse order (in the nd face a copy that shares memory until someone writes)."""
+        return self._transposed(tuple(range(self.ndim))[::-1])
+
+    def detach(self) -> Self:
+        """The same memory without the tape: a constant to autograd.  Writes through it change bytes only."""
+        new = self._over(self._chunk, self._shape, self._strides, self._offset)
+        new._line = DETACHED
+        return new
+
+    # ---- copies ----------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Self:
+        """A copy; the bytes are shared until one of the two is written.  Never blocks.   Gradient: g."""
+        return self._ops.copy(self)  # type: ignore[no-any-return]
+
+    def astype(self, dtype: Any, copy: bool = True) -> Self:
+        """A copy with another dtype, by C's conversion (self, if the dtype is this one and `copy` is false)."""
+        dtype = as_dtype(dtype)
+        if dtype == self._chunk.buffer.dtype:
+            return self.copy() if copy else self
+        return self._ops.cast(self, dtype=dtype)  # type: ignore[no-any-return]
+
+    def copyto(self, other: Array | Context) -> Any:
+        """Copy into another array (its shape; cast to its dtype), or to a new array on a context.  Never blocks."""
+        if isinstance(other, Context):
+            return self._ops.copy(self, ctx=other)
+        if not isinstance(other, Array):
+            raise ArgumentTypeError(f"[copyto] {other!r}: an array or a Context expected")
+        if other is self:
+            raise ArgumentError(f"[copyto] {describe(self)}: cannot copy an array onto itself")
+        self._ops.assign(self, out=other)
+        return other
+
+    def as_in_context(self, context: Context) -> Self:
+        """The array on that context: itself if it is there, else a copy."""
+        return self if context == self.context else self.copyto(context)  # type: ignore[no-any-return]
+
+    as_in_ctx = to_device = as_in_context
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.copy()
+
+    # ---- autograd --------------------------------------------------------------------------------------------------
+
+    def attach_grad(self, grad_req: str = "write", stype: str | None = None) -> None:
+        """Mark the array: `backward` puts the gradient with respect to it into `self.grad`, which starts as zeros.
+
+        `grad_req`: "write" replaces the old gradient, "add" adds to it, "null" computes none.  An array that was on the
+        tape is cut from it.  Never blocks; ArgumentError at the call.
+        """
+        if stype not in (None, "default"):
+            raise ArgumentError(f"[attach_grad] stype {stype!r}: gradients are dense ('default')")
+        autograd.mark_variables([self], [self._ops.zeros_like(self.detach())], grad_req)
+
+    @property
+    def grad(self) -> Self | None:
+        """The gradient array of a marked array, the same object every time; None for others."""
+        line = self._tape_line
+        if line is None or line.gradient is None or not self._is_root(line):
+            return None
+        return line.gradient  # type: ignore[no-any-return]
+
+    def zero_grad(self) -> None:
+        """Set the gradient to zeros."""
+        grad = self.grad
+        if grad is not None:
+            grad[:] = 0
+
+    def backward(
+        self,
+        out_grad: Array | None = None,
+        retain_graph: bool = False,
+        train_mode: bool = True,
+        wait: bool = True,
+    ) -> None:
+        """Gradients of this array's sum (or weighted by `out_grad`) with respect to all marked arrays it was made from.
+
+        Pushes the gradient operations and, with `wait`, blocks until they are done and raises their errors.
+        """
+        autograd.backward([self], None if out_grad is None else [out_grad], retain_graph, train_mode, wait=wait)
+
+    @property
+    def _tape_line(self) -> Line | None:
+        """The line that the array is on."""
+        line = self._line
+        return self._chunk.line if line is None else line
+
+    def _is_root(self, line: Line) -> bool:
+        return (self._shape, self._strides, self._offset) == (line.shape, line.strides, line.offset)
+
+    def _range(self) -> tuple[int, int]:
+        return extent(self._shape, self._strides, self._offset)
+
+    # ---- Python's operators ----------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        """Operators as methods: ``x.exp()``, ``x.sum(axis=0)``."""
+        method = self._ops.methods.get(name) if not name.startswith("_") else None
+        if method is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return method.__get__(self)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._ops.methods]
+
+    def __neg__(self) -> Self:
+        return self._ops.negative(self)  # type: ignore[no-any-return]
+
+    def __pos__(self) -> Self:
+        return self.copy()
+
+    def __abs__(self) -> Self:
+        return self._ops.abs(self)  # type: ignore[no-any-return]
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self.asnumpy() == value).any())
+
+    __hash__ = object.__hash__
+
+
+def _binary(name: str) -> tuple[Any, Any, Any]:
+    """The three methods of one binary operator: forward, reflected, in place."""
+
+    def forward(self: Any, other: Any) -> Any:
+        return getattr(self._ops, name)(self, other) if operand(other) else NotImplemented
+
+    def reflected(self: Any, other: Any) -> Any:
+        return getattr(self._ops, name)(other, self) if operand(other) else NotImplemented
+
+    def in_place(self: Any, other: Any) -> Any:
+        return getattr(self._ops, name)(self, other, out=self) if operand(other) else NotImplemented
+
+    return forward, reflected, in_place
+
+
+def _comparison(name: str, symbol: str) -> Any:
+    def compare(self: Any, other: Any) -> Any:
+        if not operand(other):
+            raise ArgumentTypeError(f"[{name}] {describe(self)} {symbol} {other!r}: an array or a number expected")
+        return getattr(self._ops, name)(self, other)
+
+    return compare
+
+
+SCALARS = (bool, int, float, np.bool_, np.integer, np.floating)
+
+
+def operand(value: Any) -> bool:
+    """Whether an operator takes this as an operand: an array, a NumPy array or a real number."""
+    return isinstance(value, (Array, *SCALARS, np.ndarray))
+
+
+for _method, _name in {
+    "add": "add",
+    "sub": "subtract",
+    "mul": "multiply",
+    "truediv": "divide",
+    "floordiv": "floor_divide",
+    "mod": "mod",
+    "pow": "power",
+    "matmul": "matmul",
+}.items():
+    for _prefix, _function in zip(("", "r", "i"), _binary(_name), strict=True):
+        _function.__name__ = f"__{_prefix}{_method}__"
+        setattr(Array, f"__{_prefix}{_method}__", _function)
+
+for _method, _name, _symbol in (
+    ("eq", "equal", "=="),
+    ("ne", "not_equal", "!="),
+    ("lt", "less", "<"),
+    ("le", "less_equal", "<="),
+    ("gt", "greater", ">"),
+    ("ge", "greater_equal", ">="),
+):
+    setattr(Array, f"__{_method}__", _comparison(_name, _symbol))
+
+
+def describe(value: Any) -> str:
+    """An operand in an error message: ``float32(2, 3)``, or the scalar."""
+    if isinstance(value, Array):
+        return f"{value._chunk.buffer.dtype}{value._shape}"
+    if isinstance(value, np.ndarray):
+        return f"numpy {value.dtype}{value.shape}"
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def _rebuild(cls: type[A], raw: RawArray, device_type: str, device_id: int) -> A:
+    return cls._from_host(np.array(raw, order="C"), Context(device_type, device_id))
+
+
+def empty(cls: type[A], shape: Any, dtype: Any, ctx: Context | None) -> A:
+    """An array of this class whose bytes are arbitrary until someone writes them."""
+    return cls._fresh(_engine.current(), as_shape(shape), as_dtype(dtype), as_context(ctx))

@@ -1,0 +1,240 @@
+"""Buffers, chunks and holders: an array is a name, a buffer is a version.
+
+A `Chunk` is what views share: it names a current `Buffer` (engine variable, memory, device) and counts the writes
+pushed to it.  An operation is given buffers, never chunks, so renaming a chunk disturbs nothing that was pushed before.
+
+A *holder* needs bytes of a buffer to stay as they are: a value saved by the tape (`Saved`), or another chunk that
+shares the buffer lazily.  `Buffer.holders` lists them by weak reference, so a holder lets go by dying: no finalizer,
+no counter that could be lost.  A reference whose holder has since moved to another buffer counts as dead.
+
+What a write does (one decision, `Writing`, for every kind of array):
+  nobody holds a byte that it touches        in place
+  the whole chunk gets a new value           a new buffer for the chunk (a rename): nothing is copied
+  some bytes are held and the rest must stay the cheaper side moves: the held bytes to their holders, or the chunk
+
+Guarded by the order lock P of the engine: Chunk.buffer, Chunk.version, Chunk.line, Chunk.marked, Buffer.holders, Saved.buffer and
+Saved.offset.  They change only in steps of a commit, so every plan under P reads a consistent state.  `Buffer.raw` is
+written by the operation that runs first on the buffer and read by those that the engine orders after it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from ..engine import Engine, Kind, Operation, Variable
+from .context import Context
+from .device import Device, RawArray
+from .dtype import DType
+from .line import Line
+from .shape import Shape, Strides, extent
+
+Step = tuple[Any, ...]
+Admission = tuple[
+    Operation | None, Sequence[Variable], Sequence[Variable], Sequence[Variable], list[Step], list[Any], bool
+]
+
+
+class Buffer:
+    """One version of some elements: an engine variable and, once the first operation on it has started, memory.
+
+    The memory is C-ordered, `shape` is only the shape it was allocated in.
+    """
+
+    __slots__ = ("__weakref__", "device", "dtype", "holders", "raw", "shape", "size", "variable")
+
+    def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
+        self.variable = Variable(engine)
+        self.shape = shape
+        self.size = math.prod(shape)
+        self.dtype = dtype
+        self.device = device
+        self.raw = raw
+        self.holders: list[ref[Holder]] = []
+
+    @property
+    def engine(self) -> Engine:
+        return self.variable.engine
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def allocate(self) -> RawArray:
+        """The memory, taken now if no operation has taken it yet.  Called by operations that have started."""
+        raw = self.raw
+        if raw is None:
+            raw = self.raw = self.device.empty(self.shape, self.dtype)
+        return raw
+
+    def view(self, shape: Shape, strides: Strides = None, offset: int = 0) -> RawArray:
+        """The memory as a view; strides and offset in elements."""
+        raw = self.allocate()
+        if strides is None and not offset:
+            if shape == self.shape:
+                return raw
+            if math.prod(shape) == self.size:
+                return raw.reshape(shape)
+        itemsize = self.dtype.itemsize
+        steps = None if strides is None else tuple(s * itemsize for s in strides)
+        return np.ndarray(shape, self.dtype, raw, offset * itemsize, steps)
+
+    def adopt(self, raw: RawArray) -> None:
+        """Take `raw`, which nobody else refers to, as the memory, or copy it if it is a view or of another order."""
+        if self.raw is None and raw.base is None and raw.flags.c_contiguous and raw.dtype == self.dtype:
+            self.raw = raw if raw.shape == self.shape else raw.reshape(self.shape)
+        else:
+            self.view(raw.shape)[...] = raw
+
+
+class Holder:
+    """Something that needs the bytes of its buffer's `range` to stay."""
+
+    __slots__ = ("__weakref__", "buffer")
+    buffer: Buffer
+
+    def range(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def move_to(self, buffer: Buffer, low: int) -> list[Step]:
+        """Steps that point this holder to a copy of its range, which began at element `low`."""
+        return [(setattr, self, "buffer", buffer)]
+
+
+class Chunk(Holder):
+    """What the views of one memory share: the name of its current version."""
+
+    __slots__ = ("context", "line", "marked", "version")
+
+    def __init__(self, buffer: Buffer, context: Context) -> None:
+        self.buffer = buffer
+        self.context = context
+        self.version = 0
+        #: the line of its arrays, those marked or detached excepted; None until the tape needs one
+        self.line: Line | None = None
+        #: the lines of marked arrays in this memory
+        self.marked: tuple[ref[Line], ...] = ()
+
+    def range(self) -> tuple[int, int]:
+        return 0, self.buffer.size
+
+
+class Saved(Holder):
+    """A value that the tape keeps: a view of a buffer, held against writes, with the entry it had when it was saved."""
+
+    __slots__ = ("context", "dtype", "entry", "offset", "owner", "shape", "strides")
+
+    def __init__(
+        self, chunk: Chunk, buffer: Buffer, shape: Shape, strides: Strides, offset: int, entry: Any = None
+    ) -> None:
+        self.buffer = buffer
+        self.owner = ref(chunk)
+        self.context = chunk.context
+        self.dtype = buffer.dtype
+        self.shape, self.strides, self.offset = shape, strides, offset
+        self.entry = entry
+
+    def range(self) -> tuple[int, int]:
+        return extent(self.shape, self.strides, self.offset)
+
+    def move_to(self, buffer: Buffer, low: int) -> list[Step]:
+        return [(setattr, self, "offset", self.offset - low), (setattr, self, "buffer", buffer)]
+
+
+# ---- plans: called under P, change nothing, return steps ------------------------------------------------------------
+
+
+def hold(buffer: Buffer, holders: Sequence[Holder], keep: list[Any]) -> list[Step]:
+    """Steps that register holders with the buffer whose bytes they need.  Chunks that share a buffer must all hold it.
+
+    Dead references are dropped whenever the list has doubled.
+    """
+    known = buffer.holders
+    new = [ref(h) for h in holders if type(h) is Saved or not any(r() is h for r in known)]
+    n = len(known)
+    if n < 16 or n & (n - 1):
+        return [(list.append, known, r) for r in new]
+    keep.append(known)
+    alive = [r for r in known if (h := r()) is not None and h.buffer is buffer]
+    return [(setattr, buffer, "holders", alive + new)]
+
+
+def conflicts(buffer: Buffer, writer: Chunk | None, low: int, high: int) -> list[Holder]:
+    """The living holders, other than the writing chunk, of bytes in this range."""
+    found: list[Holder] = []
+    for r in buffer.holders:
+        h = r()
+        if h is not None and h is not writer and h.buffer is buffer and low < high:
+            first, last = h.range()
+            if first < high and low < last:
+                found.append(h)
+    return found
+
+
+def _copy(holder: Holder) -> Admission:
+    """Admission of a copy that gives this holder its range in a buffer of its own."""
+    old = holder.buffer
+    low, high = holder.range()
+    shape = old.shape if (low, high) == (0, old.size) else (high - low,)
+    new = Buffer(old.engine, shape, old.dtype, old.device)
+
+    def prepare() -> Sequence[Step]:
+        source = old.view((high - low,), None, low)
+        return ((operator.setitem, new.view((high - low,)), ..., source),)
+
+    op = Operation(Kind.ATOMIC, prepare, "copy-on-write", cheap=high - low <= CHEAP)
+    steps = [*holder.move_to(new, low), *count("copies")]
+    return op, (old.variable,), (new.variable,), (), steps, [old], True
+
+
+class Writing:
+    """How one operation writes a region of a chunk.  Made in a plan; the facts hold if the plan commits.
+
+    `first`: an admission that has to be committed before (a copy-on-write); then everything else is to be ignored.
+    `buffer`: where the operation writes.   `fresh`: it is a new buffer, all of which the operation writes.
+    `steps`: to be committed with the operation.
+    """
+
+    __slots__ = ("buffer", "first", "fresh", "steps")
+
+    def __init__(self, chunk: Chunk, low: int, high: int, *, replace: bool, rename: bool, keep: list[Any]) -> None:
+        """`replace`: the operation gives every element of the chunk a new value without needing the old ones in place.
+        `rename`: it must not do so in place, since it reads the old ones in another order (only with `replace`)."""
+        buffer = chunk.buffer
+        self.first: Admission | None = None
+        self.fresh = False
+        self.steps: list[Step] = [(setattr, chunk, "version", chunk.version + 1)]
+        held = conflicts(buffer, chunk, low, high) if buffer.holders else ()
+        if rename or (held and replace):
+            keep.append(buffer)
+            buffer = Buffer(buffer.engine, buffer.shape, buffer.dtype, buffer.device)
+            self.fresh = True
+            self.steps.append((setattr, chunk, "buffer", buffer))
+            if held:
+                self.steps += count("renames")
+        elif held:
+            holders_bytes = sum(last - first for first, last in (h.range() for h in held))
+            self.first = _copy(held[0] if holders_bytes <= buffer.size else chunk)
+        self.buffer = buffer
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+CHEAP = 16384  # elements: what a kernel that takes well under 5 us per pass may have to run inside its push
+
+_counts = {"copies": 0, "renames": 0}
+
+
+def count(what: str) -> list[Step]:
+    """A step that counts.  Exact per engine (the plan read the old value under P), approximate with several at once."""
+    return [(operator.setitem, _counts, what, _counts[what] + 1)]
+
+
+def counts() -> dict[str, int]:
+    """How many copies and renames protected held bytes since the program began."""
+    return dict(_counts)

@@ -1,0 +1,69 @@
+"""The device interface: the least that arrays and operators need to know of a device.
+
+A `Device` is one memory with its array module.  Contexts map to devices; everything else in the rooms asks the device
+and never imports an array module of its own.  Kernels run with floating-point errors ignored (`kernel_state`), in every
+thread alike, so that a result or a warning never depends on who ran the operation.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import threadpoolctl
+
+from ..engine import ArgumentError
+from .context import Context
+
+RawArray = np.ndarray[Any, Any]
+
+
+class Device(Protocol):
+    """One memory: where buffers are allocated and which array module computes on it."""
+
+    name: str
+    xp: ModuleType
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray: ...
+
+
+class CPU:
+    """The host's memory, computed on by NumPy."""
+
+    name = "cpu"
+    xp: ModuleType = np
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray:
+        return np.empty(shape, dtype)
+
+
+HOST = CPU()
+
+
+def device_of(ctx: Context) -> Device:
+    """The memory behind a context.
+
+    Raises
+    ------
+    ArgumentError
+        For a GPU context: this build of the library has no GPU device yet.
+    """
+    if ctx.device_type != "gpu":
+        return HOST
+    raise ArgumentError(f"[Context] {ctx}: no such device; this version computes on CPU contexts only")
+
+
+def num_gpus() -> int:
+    """How many GPU devices arrays can be made on."""
+    return 0
+
+
+def kernel_state() -> None:
+    """Prepare a context for kernels: NumPy neither warns nor raises on overflow, 0/0 and the like."""
+    np.seterr(all="ignore")
+
+
+def one_blas_thread() -> None:
+    """BLAS with 1 and with 2 threads gives different bits; the engine's workers are the one thread budget."""
+    threadpoolctl.threadpool_limits(1, user_api="blas")

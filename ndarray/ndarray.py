@@ -1,0 +1,142 @@
+"""`NDArray`: the array of MXNet 1.x, by its rules, and the functions that make one from host data.
+
+What differs from `Array`: float32 by default, no promotion between dtypes, a scalar takes the array's dtype by C's
+conversion, results have the operand's dtype, no result has shape ().  The rules are in operators/faces.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import engine as _engine
+from ..engine import ArgumentError, ArgumentTypeError
+from . import array as _array
+from ._late import nd_face
+from .array import Array
+from .context import Context
+from .device import RawArray
+from .dtype import FLOAT32, as_dtype
+from .shape import Shape
+
+
+class NDArray(Array):
+    """An asynchronous array by MXNet 1.x's rules.  Make one with `vardag.nd.array`, `zeros`, ... or an operator.
+
+    >>> from vardag import nd
+    >>> (nd.ones((2, 2)) * 3).asnumpy()
+    array([[3., 3.],
+           [3., 3.]], dtype=float32)
+    """
+
+    __slots__ = ()
+    _ops: ClassVar[Any] = nd_face
+    _zero_d: ClassVar[Shape] = (1,)
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Element type, as a NumPy scalar type."""
+        return self._chunk.buffer.dtype.type  # type: ignore[no-any-return]
+
+    @property
+    def stype(self) -> str:
+        """Storage type: always "default" (dense)."""
+        return "default"
+
+    @property
+    def T(self) -> NDArray:
+        """The axes in reverse order: a copy that shares memory until someone writes."""
+        return self._ops.transpose(self)  # type: ignore[no-any-return]
+
+    def asscalar(self) -> Any:
+        """The only element as a NumPy scalar.  Sync: blocks.   Raises: ArgumentError if there is not exactly one."""
+        return self._scalar()
+
+    def at(self, idx: int) -> NDArray:
+        """``self[idx]``: a view of one row."""
+        return self[idx]
+
+    _at = at
+
+    def slice_assign(self, rhs: Any, begin: Any, end: Any, step: Any = None) -> NDArray:
+        """Assign to the region that begin, end and step name on the leading axes; gives the array itself."""
+        steps = step if step is not None else (None,) * len(begin)
+        self[tuple(slice(*limits) for limits in zip(begin, end, steps, strict=True))] = rhs
+        return self
+
+    def expand_dims(self, axis: int, inplace: bool = False) -> NDArray:
+        """A copy (a view with `inplace`) with a new axis of length 1."""
+        if not inplace:
+            return self._ops.expand_dims(self, axis=axis)  # type: ignore[no-any-return]
+        if not -self.ndim - 1 <= axis <= self.ndim:
+            raise ArgumentError(f"[expand_dims] {_array.describe(self)}: axis {axis} is out of range")
+        at = axis % (self.ndim + 1)
+        return self[(slice(None),) * at + (None,)]
+
+    def flatten(self, inplace: bool = False) -> NDArray:
+        """A copy (a view with `inplace`) of shape (first axis, the rest)."""
+        return self.reshape((0, -1)) if inplace else self._ops.flatten(self)
+
+    def squeeze(self, axis: Any = None, inplace: bool = False) -> NDArray:
+        """A copy (a view with `inplace`) without the axes of length 1."""
+        result: NDArray = self._ops.squeeze(self, axis=axis)
+        return self.reshape(result.shape) if inplace else result
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self._shape))
+        return f"\n{self.asnumpy()}\n<NDArray {shape} @{self.context}>"
+
+
+def array(source: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray:
+    """An array with a copy of host data or of another array.
+
+    Parameters
+    ----------
+    source : array, NumPy array, scalar or nested sequences, of any shape
+        Read at the call; later changes to it don't show.
+    ctx : Context
+        Default: the current context.
+    dtype : str, type or NumPy dtype
+        Default: float32; for an array of this library its own.
+
+    Never blocks, save to read a source that is an array of this library nested in a sequence.
+    Raises: ArgumentError, ArgumentTypeError at the call.
+
+    >>> from vardag import nd
+    >>> nd.array([[1, 2], [3, 4]], dtype="int32").shape
+    (2, 2)
+    """
+    if isinstance(source, Array):
+        wanted = as_dtype(dtype, source._chunk.buffer.dtype)
+        same = source if ctx is None else source.as_in_context(ctx)
+        return nd_face.cast(same, dtype=wanted)  # type: ignore[no-any-return]
+    wanted = as_dtype(dtype, FLOAT32)
+    try:
+        with np.errstate(all="ignore"):
+            raw: RawArray = np.array(source).astype(wanted, order="C", copy=True)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"[array] cannot make an array of {type(source).__name__}: {error}") from None
+    return NDArray._from_host(raw, ctx)
+
+
+def empty(shape: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray:
+    """An array whose bytes are arbitrary until someone writes them.  Never blocks.
+
+    >>> from vardag import nd
+    >>> nd.empty((2, 3)).shape
+    (2, 3)
+    """
+    return _array.empty(NDArray, shape, dtype, ctx)
+
+
+def waitall(timeout: float | None = None) -> None:
+    """Wait until all operations pushed before this call have finished.
+
+    Sync: blocks.   Raises: an exception group with every error that nobody has seen yet; EngineTimeout after `timeout`
+    seconds.
+    """
+    _engine.current().wait_for_all(timeout)
+
+

@@ -1,0 +1,83 @@
+"""Random numbers: counter-based, so that random operations do not depend on each other and any worker may run them.
+
+Each push of a random operator takes the next number of its device's stream, in push order; the operation draws from a
+Philox generator that starts at that number.  The same seed therefore gives the same bytes for any number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..engine import ArgumentError
+from .context import Context
+
+Seed = tuple[tuple[int, int], int]  # (Philox key, number of the operation)
+
+
+class Stream:
+    """The numbers of one device: a key and a counter.  Replaced as a whole by `seed`, so that a taker sees one of the
+    two streams; `next` on a count is atomic, so no lock is needed."""
+
+    __slots__ = ("key", "numbers")
+
+    def __init__(self, seed_state: int, device_id: int) -> None:
+        first, second = np.random.SeedSequence((seed_state, device_id)).generate_state(2, np.uint64)
+        self.key = (int(first), int(second))
+        self.numbers: Iterator[int] = itertools.count()
+
+
+_streams: dict[str, Stream] = {}
+_seed_of_new: list[int] = [secrets.randbits(32)]
+
+
+def _name(context: Context) -> str:
+    return f"gpu{context.device_id}" if context.device_type == "gpu" else "cpu"
+
+
+def take(context: Context) -> Seed:
+    """The next number of the context's device.  Called once a push, in push order."""
+    name = _name(context)
+    stream = _streams.get(name)
+    if stream is None:
+        stream = _streams.setdefault(name, Stream(_seed_of_new[0], context.device_id))
+    return stream.key, next(stream.numbers)
+
+
+def seed(seed_state: int, ctx: Context | str = "all") -> None:
+    """Seed the random generators: the same seed and the same program give the same bytes, for any number of workers.
+
+    Parameters
+    ----------
+    seed_state : int
+        0 or more.
+    ctx : Context or "all"
+        The device to seed; "all" seeds every one.
+
+    Never blocks: operations pushed before keep their numbers.   Raises: ArgumentError at the call.
+
+    >>> import vardag as vd
+    >>> vd.random.seed(3); a = vd.nd.random.uniform(shape=2).asnumpy()
+    >>> vd.random.seed(3); bool((vd.nd.random.uniform(shape=2).asnumpy() == a).all())
+    True
+    """
+    if not isinstance(seed_state, int | np.integer) or seed_state < 0:
+        raise ArgumentError(f"[seed] {seed_state!r}: an int from 0 expected")
+    if isinstance(ctx, Context):
+        _streams[_name(ctx)] = Stream(int(seed_state), ctx.device_id)
+    elif ctx == "all":
+        _seed_of_new[0] = int(seed_state)
+        _streams.clear()
+    else:
+        raise ArgumentError(f"[seed] {ctx!r}: a Context or 'all' expected")
+
+
+def generator(taken: Seed) -> np.random.Generator:
+    """The generator of one operation."""
+    key, number = taken
+    counter: Any = (0, 0, number, 0)
+    return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))

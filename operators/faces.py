@@ -1,0 +1,273 @@
+"""The two faces of the operators: NumPy's rules on `Array`, MXNet 1.x's on `NDArray`.
+
+`numpy_face.name` and `nd_face.name` are the functions that users call.  Both bind arguments to one declaration; the nd
+face then applies a `Rule`, whose defaults are MXNet's: no promotion, scalars and host arrays take the dtype of the first
+array, results are stored in that dtype, and none has shape ().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..engine import ArgumentError, ArgumentTypeError, Error
+from ..ndarray.array import SCALARS, Array, describe
+from ..ndarray.context import as_context
+from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
+from ..ndarray.ndarray import NDArray
+from ..ndarray.shape import Shape
+from .infer import loop_dtypes
+from .push import Input, invoke, operands
+from .schema import Attributes, Operator, registry
+
+Adapt = Callable[[list[Any], Attributes], "tuple[Operator, list[Any], Attributes] | None"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the nd face differs for one operator.
+
+    `dtype`: what results are stored as: "operand" (the dtype of the first array), "kernel" (what the kernel gives), a
+    dtype, or a function of (dtype of the first array, attributes).
+    `rename`: MXNet's argument names, as far as they differ.   `order`: MXNet's order of positional arguments.
+    `extra`: further arguments of MXNet's with defaults, for `adapt`.   `ignore`: arguments accepted without effect.
+    `adapt`: (inputs, attributes) -> (operator, inputs, attributes), or None for no change; may change them in place.
+    `mixed`: dtypes may differ.   `bools`: boolean arrays count as int64 (MXNet's scalar operators).
+    `method`: whether arrays have it as a method.   `zero_d`: the shape of a result without axes.
+    """
+
+    dtype: Any = "operand"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    adapt: Adapt | None = None
+    mixed: bool = False
+    bools: bool = False
+    method: bool = True
+    zero_d: Shape = (1,)
+
+
+PLAIN = Rule()
+Method = Callable[..., Any]
+
+
+def bound(op: Operator, order: Sequence[str], arguments: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+    """The inputs, in order; what remains in `named` are attributes.  Positional arguments go by `order`."""
+    if op.variadic is not None:
+        given = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
+        named.pop("num_args", None)
+        return list(given)
+    if len(arguments) > len(order):
+        raise ArgumentTypeError(f"[{op.name}] {len(arguments)} arguments given, at most {len(order)} expected")
+    for name, value in zip(order, arguments, strict=False):
+        if name in named:
+            raise ArgumentTypeError(f"[{op.name}] argument {name!r} is given twice")
+        named[name] = value
+    inputs = [named.pop(name, None) for name in op.inputs]
+    for name, value in zip(op.inputs, inputs, strict=True):
+        if value is None and name not in op.optional:
+            raise ArgumentTypeError(f"[{op.name}] operand {name!r} is missing")
+    return inputs
+
+
+def _refuse(op: Operator, name: str, value: Any) -> Error:
+    return ArgumentTypeError(f"[{op.name}] {name} {value!r}: an array{' or a number' * op.elementwise} expected")
+
+
+class Face:
+    """A namespace of operators."""
+
+    cls: type[Array] = Array
+
+    def __init__(self) -> None:
+        #: operators that arrays have as methods
+        self.methods: dict[str, Method] = {}
+
+    def _publish(self, op: Operator) -> None:
+        raise NotImplementedError
+
+    def __dir__(self) -> list[str]:
+        return [name for name in vars(self) if name != "methods"]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"there is no operator {name!r}")
+
+
+class NumpyFace(Face):
+    """NumPy's rules: promotion, results of shape (), boolean comparisons.  What gradient texts use as F."""
+
+    def _publish(self, op: Operator) -> None:
+        order = (*op.inputs, *op.attributes)
+
+        def call(*arguments: Any, out: Any = None, ctx: Any = None, **named: Any) -> Any:
+            inputs = bound(op, order, arguments, named)
+            self._convert(op, inputs)
+            context = None if ctx is None else as_context(ctx)
+            if op.name == "assign":
+                return _assign(op, inputs, out, Array)
+            return invoke(op, inputs, op.bind(named), out, cls=Array, context=context)
+
+        call.__name__ = call.__qualname__ = op.name
+        call.__doc__ = op.doc
+        setattr(self, op.name, call)
+        self.methods[op.name] = call
+
+    @staticmethod
+    def _convert(op: Operator, inputs: list[Any]) -> None:
+        """Scalars become constants of the dtype that the operator computes in; host arrays are copied."""
+        for i, x in enumerate(inputs):
+            if isinstance(x, Array) or x is None:
+                continue
+            if isinstance(x, np.ndarray):
+                inputs[i] = _host(op, op.input_name(i), x, None)
+            elif isinstance(x, SCALARS):
+                inputs[i] = _weak(op, x, inputs)
+            else:
+                raise _refuse(op, op.input_name(i), x)
+
+
+def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
+    raw = np.array(x, dtype=dtype, order="C")
+    if raw.dtype not in KNOWN:
+        raise ArgumentTypeError(f"[{op.name}] {name} {describe(x)}: not an element type of arrays")
+    return raw
+
+
+def _weak(op: Operator, scalar: Any, inputs: Sequence[Any]) -> np.generic:
+    """A scalar as a constant: in the dtype of the ufunc's loop, where there is one, else of the first array."""
+    arrays = [x for i, x in enumerate(inputs) if isinstance(x, Array) and op.input_name(i) not in op.indices]
+    dtype = arrays[0]._chunk.buffer.dtype if arrays else None
+    if dtype is None:
+        return np.float32(scalar) if isinstance(scalar, float) else np.asarray(scalar)[()]
+    if op.ufunc is not None and not isinstance(scalar, np.generic):
+        kind: Any = float if isinstance(scalar, float) else bool if isinstance(scalar, bool) else int
+        pair = (dtype, np.dtype(bool) if kind is bool else kind)
+        dtype = loop_dtypes(op.ufunc, pair)[0]
+    elif isinstance(scalar, np.generic):
+        return scalar
+    try:
+        return dtype.type(scalar)  # type: ignore[no-any-return]
+    except OverflowError as error:
+        raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: {error}") from None
+
+
+def _assign(op: Operator, inputs: list[Any], out: Any, cls: type[Array]) -> Any:
+    """``out[...] = value``: any dtype, cast as C does."""
+    if not isinstance(out, Array):
+        raise ArgumentTypeError(f"[assign] out {out!r}: an array expected")
+    (value,) = inputs
+    if not isinstance(value, Array):
+        dtype = out._chunk.buffer.dtype
+        value = truncated(value, dtype) if isinstance(value, SCALARS) else _host(op, "value", value, dtype)
+    return invoke(op, [value], {"shape": out._shape}, out, cls=cls, any_dtype=True)
+
+
+class NDFace(Face):
+    """MXNet 1.x's rules."""
+
+    cls = NDArray
+
+    def _publish(self, op: Operator) -> None:
+        if op.nd is False:
+            return
+        rule: Rule = op.nd if op.nd is not None else PLAIN
+        order = rule.order or (*op.inputs, *op.attributes)
+        rename = rule.rename
+        ignored = {"name", *rule.ignore}
+
+        def call(*arguments: Any, out: Any = None, ctx: Any = None, **named: Any) -> Any:
+            if named:
+                named = {rename.get(n, n): v for n, v in named.items() if n not in ignored}
+            inputs = bound(op, order, arguments, named)
+            if op.name == "assign":
+                return _assign(op, inputs, out, NDArray)
+            return self._invoke(op, rule, inputs, named, out, ctx)
+
+        call.__name__ = call.__qualname__ = op.name
+        call.__doc__ = op.doc
+        for name in (op.name, *op.aliases):
+            setattr(self, name, call)
+            if rule.method:
+                self.methods[name] = call
+
+    def _invoke(self, op: Operator, rule: Rule, inputs: list[Any], named: Attributes, out: Any, ctx: Any) -> Any:
+        dtype = self._convert(op, rule, inputs)
+        if rule.extra:
+            named = {**rule.extra, **named}
+        if rule.adapt is not None:
+            changed = rule.adapt(inputs, named)
+            if changed is not None:
+                op, inputs, named = changed
+        attributes = op.bind(named)
+        stored = rule.dtype
+        if stored == "operand":
+            stored = dtype
+        elif stored == "kernel":
+            stored = None
+        elif callable(stored):
+            stored = stored(dtype, attributes)
+        context = None if ctx is None else as_context(ctx)
+        return invoke(op, inputs, attributes, out, cls=NDArray, context=context, dtype=stored, zero_d=rule.zero_d)
+
+    @staticmethod
+    def _convert(op: Operator, rule: Rule, inputs: list[Any]) -> DType | None:
+        """Check the operands' kinds and dtypes; scalars and host arrays take the first array's.  Gives that dtype."""
+        dtype: DType | None = None
+        plain = True
+        for i, x in enumerate(inputs):
+            if not isinstance(x, Array):
+                plain = plain and x is None
+            elif dtype is None and op.input_name(i) not in op.indices:
+                dtype = x._chunk.buffer.dtype
+        if not plain:
+            if dtype is None:
+                raise ArgumentTypeError(f"[{op.name}] {operands(op, inputs)}: at least one array expected")
+            if rule.bools and dtype == BOOL and any(isinstance(x, SCALARS) for x in inputs):
+                dtype = INT64
+                inputs[:] = [x.astype(INT64) if isinstance(x, Array) else x for x in inputs]
+            for i, x in enumerate(inputs):
+                if x is None or isinstance(x, Array):
+                    continue
+                name = op.input_name(i)
+                if isinstance(x, np.ndarray):
+                    inputs[i] = _host(op, name, x, None if name in op.indices else dtype)
+                elif isinstance(x, SCALARS) and op.elementwise:
+                    inputs[i] = truncated(x, dtype)
+                else:
+                    raise _refuse(op, name, x)
+        if not rule.mixed:
+            for i, x in enumerate(inputs):
+                if isinstance(x, Array) and x._chunk.buffer.dtype != dtype and op.input_name(i) not in op.indices:
+                    raise ArgumentTypeError(
+                        f"[{op.name}] {operands(op, inputs)}: dtypes differ; convert one with .astype"
+                    )
+        return dtype
+
+
+def attribute_dtype(default: Any = None) -> Callable[[DType | None, Attributes], DType | None]:
+    """A rule's dtype for operators with an attribute of that name."""
+
+    def stored(_: DType | None, attributes: Attributes) -> DType | None:
+        given = attributes.get("dtype")
+        return None if given is None and default is None else as_dtype(given, default)
+
+    return stored
+
+
+numpy_face = NumpyFace()
+nd_face = NDFace()
+
+
+def publish() -> None:
+    """Give both faces every operator of the registry.  Called once, when all are declared."""
+    for op in registry:
+        numpy_face._publish(op)
+        nd_face._publish(op)
+    for face in (numpy_face, nd_face):
+        for name in face.methods.keys() & set(dir(face.cls)):
+            if name in vars(face.cls) or name in vars(Array):
+                del face.methods[name]

@@ -1,0 +1,164 @@
+"""Runners of gradient texts: the same text on raw arrays, as one fused engine operation, or on arrays, on the tape.
+
+`raw` is F for raw arrays; `faces.numpy_face` is F for arrays.  Both have the registry's operators under their
+canonical names, with the same kernels, so the two give the same bits.  The framework finishes what a text returns:
+broadcasting is undone, the shape checked, the dtype made the input's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..engine import InternalError, Kind, Operation
+from ..ndarray.buffer import Buffer
+from ..ndarray.device import HOST, RawArray
+from ..ndarray.dtype import FLOAT32
+from ..ndarray.shape import Shape
+from .schema import Meta, Operator, Text, registry
+
+HALF = np.dtype(np.float16)
+
+
+def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
+    """One operator on raw arrays and scalars, at once, in this thread."""
+    if op.ufunc is not None:
+        return np.asarray(op.ufunc(*inputs))
+    given = next(
+        (x.dtype for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and op.input_name(i) not in op.indices),
+        FLOAT32,
+    )
+    arrays = [x if x is None or isinstance(x, np.ndarray) else np.asarray(x, given) for x in inputs]
+    metas = [None if a is None else (a.shape, a.dtype) for a in arrays]
+    made, attributes = op.infer(metas, op.bind(attributes))
+    if op.alias is not None and arrays[0] is not None and arrays[0].flags.c_contiguous:
+        geometry = op.alias(arrays[0].shape, None, attributes)
+        if geometry is not None:
+            shape, strides = geometry
+            if strides is None:
+                return arrays[0].reshape(shape)
+            itemsize = arrays[0].itemsize
+            return np.ndarray(shape, arrays[0].dtype, arrays[0], 0, [s * itemsize for s in strides])
+    narrow = op.widen and any(a is not None and a.dtype == HALF for a in arrays)
+    if narrow:
+        arrays = [a.astype(FLOAT32) if a is not None and a.dtype == HALF else a for a in arrays]
+    wide = [None if m is None else np.empty(m[0], FLOAT32 if narrow and m[1] == HALF else m[1]) for m in made]
+    steps = op.kernel(HOST.xp, *arrays, **attributes, **dict(zip((*op.outputs, *op.saves), wide, strict=True)))
+    if op.atomic:
+        for function, *arguments in steps:
+            function(*arguments)
+    results = [w if w is None or m is None else w.astype(m[1], copy=False) for w, m in zip(wide, made, strict=True)]
+    return results[0] if len(op.outputs) == 1 else tuple(results[: len(op.outputs)])
+
+
+class RawOperators:
+    """F for raw arrays."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in registry:
+            raise AttributeError(f"a gradient text uses F.{name}, which is not an operator")
+        op = registry[name]
+
+        def function(*inputs: Any, **attributes: Any) -> Any:
+            return run_raw(op, *inputs, **attributes)
+
+        setattr(self, name, function)
+        return function
+
+
+raw = RawOperators()
+
+
+def arguments(text: Text, values: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a text wants, out of the values at hand and the attributes."""
+    try:
+        wanted = {name: values[name] if name in values else attributes[name] for name in text.names}
+    except KeyError as error:
+        raise InternalError(f"a gradient text names {error}, which was not kept") from None
+    if text.all_attributes:
+        wanted |= {name: value for name, value in attributes.items() if name not in wanted and name != "training"}
+    return wanted
+
+
+def undo_broadcast(F: Any, gradient: Any, shape: Shape) -> Any:
+    """Sum a gradient over the axes that broadcasting added or stretched."""
+    have = tuple(gradient.shape)
+    if have == shape:
+        return gradient
+    extra = len(have) - len(shape)
+    if extra < 0:
+        return F.reshape(F.broadcast_to(gradient, shape=(1,) * -extra + have), shape=shape)
+    axes = tuple(range(extra)) + tuple(
+        i + extra for i, n in enumerate(shape) if n == 1 and have[i + extra] != 1
+    )
+    if axes:
+        gradient = F.sum(gradient, axis=axes, keepdims=True)
+    return F.reshape(gradient, shape=shape)
+
+
+def finished(F: Any, op: Operator, name: str, gradient: Any, meta: Meta) -> Any:
+    """A text's result as the gradient of an input with this meta: same shape, same dtype."""
+    shape, dtype = meta
+    if op.broadcasts:
+        if tuple(gradient.shape) != shape:
+            gradient = undo_broadcast(F, gradient, shape)
+    elif tuple(gradient.shape) != shape:
+        raise InternalError(f"operator {op.name}: the gradient of {name} has shape {gradient.shape}, not {shape}")
+    return gradient if gradient.dtype == dtype else F.cast(gradient, dtype=dtype)
+
+
+class GradientLaunch:
+    """What a gradient operation runs: one or several texts on raw memory.
+
+    `values`: what the texts name, as views of buffers, constants or tuples of both.   `parts`: (text, names and metas of
+    the inputs it gives gradients of, the buffers to fill).
+    """
+
+    __slots__ = ("attributes", "op", "parts", "values")
+
+    def __init__(
+        self,
+        op: Operator,
+        values: dict[str, Any],
+        attributes: Mapping[str, Any],
+        parts: Sequence[tuple[Text, Sequence[tuple[str, Meta, Buffer] | None]]],
+    ) -> None:
+        self.op, self.values, self.attributes, self.parts = op, values, attributes, parts
+
+    def __call__(self) -> None:
+        op = self.op
+        narrow = op.widen and any(meta[1] == HALF for _, outs in self.parts for _, meta, _ in filter(None, outs))
+        values = {name: _raw(value, narrow) for name, value in self.values.items()}
+        own = [id(v) for v in values.values()]
+        for text, outs in self.parts:
+            result = text.function(raw, **arguments(text, values, self.attributes))
+            results = result if isinstance(result, tuple) else (result,)
+            for out, gradient in zip(outs, results, strict=True):
+                if out is None:
+                    continue
+                name, meta, buffer = out
+                made = np.asarray(finished(raw, op, name, np.asarray(gradient), meta))
+                if id(made) in own:
+                    made = made.copy()
+                buffer.adopt(made)
+
+
+def _raw(value: Any, narrow: bool) -> Any:
+    if type(value) is tuple and value and isinstance(value[0], Buffer):
+        array: RawArray = value[0].view(value[1], value[2], value[3])
+        array = array.view()
+        array.flags.writeable = False
+        return array.astype(FLOAT32) if narrow and array.dtype == HALF else array
+    if type(value) is list:
+        return tuple(_raw(v, narrow) for v in value)
+    if isinstance(value, np.generic | np.ndarray) and narrow and value.dtype == HALF:
+        return value.astype(FLOAT32)
+    return value
+
+
+def gradient_operation(launch: GradientLaunch, recorded_at: str) -> Operation:
+    """The engine operation of a gradient, not yet admitted."""
+    name = f"backward of {launch.op.name}"
+    return Operation(Kind.KERNEL, launch, name, operands=f"recorded at {recorded_at}")
