@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .backward import GraphError, backward
+from .function import Function
 from .functional import compute_gradient, grad, grad_and_loss, mark_variables
 from .scope import (
     is_recording,
@@ -16,6 +17,7 @@ from .scope import (
 )
 
 __all__ = [
+    "Function",
     "GraphError",
     "backward",
     "compute_gradient",

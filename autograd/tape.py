@@ -31,6 +31,12 @@ Entry = tuple["Node", int]
 _numbers = itertools.count()
 
 
+def number() -> int:
+    """The next number of a node, in the order of recording."""
+    return next(_numbers)
+
+
+
 @lru_cache(maxsize=None)
 def _named(op: Operator, connected: tuple[bool, ...]) -> frozenset[str]:
     """What the texts of the connected inputs name: the retention policy."""
@@ -63,7 +69,7 @@ class Node:
         self.op, self.attributes, self.edges, self.metas, self.made = op, attributes, edges, metas, made
         self.names = _named(op, tuple(edge is not None for edge in edges))
         self.saved: dict[Any, Any] = {}
-        self.number = next(_numbers)
+        self.number = number()
         self.site = here()
         self.freed: Any = None
 
@@ -97,7 +103,7 @@ class Leaf:
 
     def __init__(self, gradient: Array | None, request: str) -> None:
         self.gradient, self.request = gradient, request
-        self.number = next(_numbers)
+        self.number = number()
 
 
 VIEW = registry["strided"]

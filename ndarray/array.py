@@ -21,7 +21,7 @@ from .context import Context, as_context
 from .device import RawArray, device_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index
-from .line import DETACHED, Line, scope
+from .line import DETACHED, READ_ONLY, Line, scope
 from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, reshape_codes
 
 A = TypeVar("A", bound="Array")
@@ -76,7 +76,7 @@ class Array:
     def _view(self, shape: Shape, strides: Strides, offset: int) -> Self:
         """Another geometry over the same chunk.  It shares the line, except under autograd.pause()."""
         new = self._over(self._chunk, shape, strides, offset)
-        new._line = DETACHED if scope.get().paused else self._line
+        new._line = DETACHED if scope.get().paused and self._line is not READ_ONLY else self._line
         return new
 
     @classmethod

@@ -53,6 +53,9 @@ class Scope:
 #: the line of detached arrays, and of views taken under pause(): writes through them change bytes, never entries
 DETACHED = Line((), None, 0)
 
+#: the line of arrays that must not be written: the inputs that Function.forward gets, and views of them
+READ_ONLY = Line((), None, 0)
+
 IDLE = Scope(None, False, False)
 PAUSED = Scope(None, False, True)
 

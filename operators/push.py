@@ -27,7 +27,7 @@ from ..ndarray.buffer import Admission, Buffer, Chunk, Saved, Step, Writing, hol
 from ..ndarray.context import Context, as_context
 from ..ndarray.device import RawArray, device_of
 from ..ndarray.dtype import FLOAT32, DType
-from ..ndarray.line import scope
+from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.random import take
 from ..ndarray.shape import Shape, Strides
 from .schema import Attributes, Meta, Operator
@@ -418,6 +418,8 @@ class _Described:
 def _check_written(op: Operator, inputs: Sequence[Input], outs: Sequence[Array], updated: Sequence[Any]) -> None:
     """Two things that one operation changes must not share memory, nor may it change what it only reads elsewhere."""
     changed = [*outs, *(x for x in updated if isinstance(x, Array))]
+    if any(a._line is READ_ONLY for a in changed):
+        raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: an input of Function.forward is read-only")
     for i, a in enumerate(changed):
         for b in changed[i + 1 :]:
             if _overlap(a, b):
