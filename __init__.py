@@ -15,10 +15,8 @@ array([2., 4., 6.], dtype=float32)
 
 from __future__ import annotations
 
-from . import engine
+from . import autograd, base, engine
 from . import ndarray as nd
-from . import operators as _operators
-from . import autograd, base
 from .engine import Error
 from .ndarray import Context, NDArray, cpu, cpu_pinned, current_context, gpu, num_gpus, random
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..engine import ArgumentError, ArgumentTypeError
+from ..engine import ArgumentError, ArgumentTypeError, here
 from ..engine import describe as describe_site
-from ..engine import here
 from ..ndarray.array import Array, describe
 from ..ndarray.buffer import Admission, Saved, hold
 from ..ndarray.line import Scope, scope
@@ -63,8 +62,8 @@ class Walk:
             seen[node.number] = node
             if node.freed is not None:
                 raise GraphError(
-                    f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed by the backward "
-                    f"at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what is used again"
+                    f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
+                    f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what is used again"
                 )
             todo += [edge[0] for edge in node.edges if edge is not None]
         return [seen[number] for number in sorted(seen)]
@@ -189,7 +188,7 @@ class Walk:
     def _record(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
         """The texts on arrays, recorded, so that their results can be differentiated again."""
         op = node.op
-        values: dict[str, Any] = dict(cotangents)
+        values: dict[Any, Any] = dict(cotangents)
         for key in node.saved:
             if key not in op.definitions:
                 values[key] = _array(node.saved[key])
@@ -289,7 +288,7 @@ def _reshaped(g: Array, shape: tuple[int, ...]) -> Array:
     return g if g._shape == shape else g.reshape(shape)
 
 
-# ---- what users call ---------------------------------------------------------------------------------------------------
+# ---- what users call ------------------------------------------------------------------------------------------------
 
 
 def _arrays(what: str, value: Any) -> list[Array]:
@@ -376,7 +375,9 @@ def leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> lis
                 continue
             arrived = walk.cotangents.get(leaf, [None])[0]
             zeros = arrived is None or arrived is ZERO
-            results.append(as_face(type(like), numpy_face.zeros_like(like) if zeros else _reshaped(arrived, like.shape)))
+            results.append(
+                as_face(type(like), numpy_face.zeros_like(like) if zeros else _reshaped(arrived, like.shape))
+            )
     finally:
         scope.reset(token)
     for result in results:
@@ -424,7 +425,13 @@ def _store(target: Array, gradient: Any, request: str) -> None:
 
 
 def gradients_of(
-    heads: Any, variables: Any, head_grads: Any, retain_graph: bool | None, create_graph: bool, train_mode: bool, unused: str
+    heads: Any,
+    variables: Any,
+    head_grads: Any,
+    retain_graph: bool | None,
+    create_graph: bool,
+    train_mode: bool,
+    unused: str,
 ) -> Any:
     """See `functional.grad`."""
     if unused not in ("error", "zeros", "none"):
@@ -433,7 +440,9 @@ def gradients_of(
     targets = [entry_of(v) for v in wanted]
     for variable, target in zip(wanted, targets, strict=True):
         if target is None and unused == "error":
-            raise GraphError(f"[grad] the variable {describe(variable)} is not in the graph: neither marked nor recorded")
+            raise GraphError(
+                f"[grad] the variable {describe(variable)} is not in the graph: neither marked nor recorded"
+            )
     nodes = {target[0] for target in targets if target is not None}
     retain = create_graph if retain_graph is None else retain_graph
     current = scope.get()
@@ -442,9 +451,7 @@ def gradients_of(
     try:
         walk = Walk(arrays, retain, create_graph)
         walk.run(_head_grads(arrays, head_grads), lambda node: node in nodes)
-        results = [
-            _result(walk, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))
-        ]
+        results = [_result(walk, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))]
     finally:
         scope.reset(token)
     return results[0] if isinstance(variables, Array) else results
@@ -459,9 +466,7 @@ def _result(walk: Walk, variable: Array, target: Any, position: int, unused: str
         if unused == "none":
             return None
     if gradient is None or gradient is ZERO:
-        gradient = numpy_face.zeros(
-            shape=variable._shape, dtype=variable._chunk.buffer.dtype, ctx=variable.context
-        )
+        gradient = numpy_face.zeros(shape=variable._shape, dtype=variable._chunk.buffer.dtype, ctx=variable.context)
     gradient = _reshaped(gradient, variable._shape)
     return as_face(type(variable), gradient)
 

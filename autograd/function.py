@@ -8,7 +8,9 @@ from typing import Any
 from ..engine import ArgumentError, ArgumentTypeError, here
 from ..ndarray.array import Array, describe
 from ..ndarray.buffer import Admission, Saved, hold
+from ..ndarray.dtype import DType
 from ..ndarray.line import READ_ONLY, Line, Scope, scope
+from ..ndarray.shape import Shape
 from ..operators.faces import numpy_face
 from .backward import FunctionNode, as_face
 from .tape import entry_of, number
@@ -155,17 +157,14 @@ class _UserNode(FunctionNode):
         name = type(function).__name__
         if len(found) != len(self.metas):
             raise ArgumentError(f"[{name}] backward gave {len(found)} gradients for {len(self.metas)} inputs")
-        for i, (gradient, meta) in enumerate(zip(found, self.metas, strict=True)):
-            if gradient is None:
-                continue
-            if not isinstance(gradient, Array) or gradient._shape != meta[0]:  # type: ignore[index]
-                raise ArgumentError(f"[{name}] backward gave {describe(gradient)} for input {i}, of shape {meta[0]}")  # type: ignore[index]
-            if gradient._chunk.buffer.dtype != meta[1]:  # type: ignore[index]
-                gradient = numpy_face.cast(gradient, dtype=meta[1])  # type: ignore[index]
-            found[i] = _canonical(gradient)
-        return found
+        return [
+            None if gradient is None else _canonical(name, i, gradient, *meta)
+            for i, (gradient, meta) in enumerate(zip(found, self.metas, strict=True))
+        ]
 
 
-def _canonical(gradient: Array) -> Array:
-    """A gradient as the walk uses it: nobody may write it later."""
-    return as_face(Array, gradient._ops.copy(gradient))
+def _canonical(name: str, position: int, gradient: Any, shape: Shape, dtype: DType) -> Array:
+    """A gradient as the walk uses it: of the input's shape and dtype, and safe from later writes."""
+    if not isinstance(gradient, Array) or gradient._shape != shape:
+        raise ArgumentError(f"[{name}] backward gave {describe(gradient)} for input {position}, of shape {shape}")
+    return numpy_face.cast(gradient, dtype=dtype)  # type: ignore[no-any-return]

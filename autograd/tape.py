@@ -1,26 +1,25 @@
 """The tape: nodes hold metadata and saved values, users hold arrays.
 
-An *entry* is (node, output index); a line's entry says what the tape knows of its bytes.  A node points to the entries
-of its inputs, so a graph lives exactly as long as somebody can differentiate it.  Nodes are numbered in the order of
-recording; an edge leads to a lower number.
+An *entry* is (node, output index); a line's entry says what the tape knows of its bytes.  A node points to the
+entries of its inputs, so a graph lives exactly as long as somebody can differentiate it.  Nodes are numbered in the
+order of recording; an edge leads to a lower number.
 
-`Recorder` is what the push path calls (operators/push.py), under the engine's order lock.  It changes nothing shared: it
-returns a node, and steps that the push commits.
+`Recorder` is what the push path calls (operators/push.py), under the engine's order lock.  It changes nothing shared:
+it returns a node, and steps that the push commits.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 from weakref import ref
 
 import numpy as np
 
-from ..engine import ArgumentError
+from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
-from ..engine import here
 from ..ndarray.array import Array
 from ..ndarray.buffer import Step
 from ..ndarray.line import DETACHED, Line
@@ -36,8 +35,7 @@ def number() -> int:
     return next(_numbers)
 
 
-
-@lru_cache(maxsize=None)
+@cache
 def _named(op: Operator, connected: tuple[bool, ...]) -> frozenset[str]:
     """What the texts of the connected inputs name: the retention policy."""
     names: set[str] = set()
@@ -56,7 +54,19 @@ class Node:
     `freed`: the line of the backward that freed it, or None.
     """
 
-    __slots__ = ("__weakref__", "attributes", "edges", "freed", "made", "metas", "names", "number", "op", "saved", "site")
+    __slots__ = (
+        "__weakref__",
+        "attributes",
+        "edges",
+        "freed",
+        "made",
+        "metas",
+        "names",
+        "number",
+        "op",
+        "saved",
+        "site",
+    )
 
     def __init__(
         self,
@@ -171,9 +181,11 @@ class Recorder:
         inputs: Sequence[Any],
         attributes: Attributes,
         made: tuple[Meta | None, ...],
-        written: Sequence[Array],
+        targets: Sequence[Array],
     ) -> Node | None:
-        """The node of a push, None if nothing is on the tape.  `previous`: the one of an earlier try of this push.
+        """The node of a push, None if nothing is on the tape.
+
+        `targets`: arrays given as outputs.   `previous`: the node of an earlier try of this push.
 
         Raises
         ------
@@ -184,8 +196,8 @@ class Recorder:
             entry_of(x) if isinstance(x, Array) and op.gradient_of(i) is not None else None
             for i, x in enumerate(inputs)
         )
-        if written:
-            self._check(op, inputs, written, any(edges))
+        if targets or op.updates:
+            self._check(op, inputs, targets, any(edges))
         if not any(edges):
             return None
         if previous is not None and all(a is b for a, b in zip(previous.edges, edges, strict=True)):
@@ -193,20 +205,20 @@ class Recorder:
         metas = tuple(x._meta if isinstance(x, Array) else None for x in inputs)
         return Node(op, attributes, edges, metas, made)
 
-    def _check(self, op: Operator, inputs: Sequence[Any], written: Sequence[Array], tracked: bool) -> None:
+    def _check(self, op: Operator, inputs: Sequence[Any], targets: Sequence[Array], tracked: bool) -> None:
         for name in op.updates:
             x = inputs[op.inputs.index(name)]
             if isinstance(x, Array) and entry_of(x) is not None:
                 raise ArgumentError(f"[{op.name}] {name} is changed by the operator, so it must not be on the tape")
-        outs = written[: len(written) - len(op.updates)]
-        for target in outs:
+        for target in targets:
             line = target._tape_line
             if line is DETACHED:
                 continue
             on_tape = line is not None and line.entry is not None
             if self.inplace == "refuse" and (on_tape or tracked):
                 raise ArgumentError(
-                    f"[{op.name}] Inplace operations (+=, -=, x[:]=, etc) are not supported when recording with autograd."
+                    f"[{op.name}] Inplace operations (+=, -=, x[:]=, etc) are not supported when recording with "
+                    "autograd."
                 )
             if on_tape or tracked:
                 self._check_other_lines(op, target, line)
@@ -222,8 +234,8 @@ class Recorder:
             first, last = other.range()
             if first < high and low < last:
                 raise ArgumentError(
-                    f"[{op.name}] a recorded write to an array of shape {target._shape} that shares memory with another "
-                    f"array on the tape, of shape {other.shape}, marked on its own; write to that one, or detach it"
+                    f"[{op.name}] a recorded write to an array of shape {target._shape} that shares memory with "
+                    f"another array on the tape, of shape {other.shape}, marked on its own; write to that one, or detach it"
                 )
 
     def written(self, node: Node | None, index: int, target: Array) -> list[Step]:
@@ -279,5 +291,3 @@ def mark(array: Array, gradient: Array | None, request: str) -> None:
         return None, (), (), (), steps, [chunk.line, array._line, chunk.marked], False
 
     chunk.buffer.engine.admit(plan)
-
-

@@ -175,16 +175,16 @@ class Array:
 
         Sync: blocks.   Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
         """
-        variable = self._chunk.buffer.variable
-        variable.engine.wait_for_var(variable, timeout)
+        buffer = self._chunk.buffer
+        buffer.engine.wait_for_var(buffer.variable, timeout)
 
     def wait_to_write(self, timeout: float | None = None) -> None:
         """Wait until all operations pushed so far that read or write the current version have finished.
 
         Sync: blocks.   Raises: as `wait_to_read`.
         """
-        variable = self._chunk.buffer.variable
-        variable.engine.wait_to_write(variable, timeout)
+        buffer = self._chunk.buffer
+        buffer.engine.wait_to_write(buffer.variable, timeout)
 
     def asnumpy(self, timeout: float | None = None) -> RawArray:
         """A NumPy array with a copy of the value as of this call.
@@ -206,10 +206,10 @@ class Array:
         """The only element as a Python scalar.  Sync: blocks.   Raises: ArgumentError if there is not exactly one."""
         return self._scalar().item()
 
-    def _scalar(self) -> np.generic:
+    def _scalar(self) -> Any:
         if self.size != 1:
             raise ArgumentError(f"[asscalar] {describe(self)}: one element expected")
-        return self.asnumpy().reshape(())[()]  # type: ignore[no-any-return]
+        return self.asnumpy().reshape(())[()]
 
     def tolist(self) -> Any:
         """The value as nested lists of Python scalars.  Sync: blocks."""
@@ -318,7 +318,7 @@ class Array:
 
     def as_in_context(self, context: Context) -> Self:
         """The array on that context: itself if it is there, else a copy."""
-        return self if context == self.context else self.copyto(context)  # type: ignore[no-any-return]
+        return self if context == self.context else self.copyto(context)
 
     as_in_ctx = to_device = as_in_context
 

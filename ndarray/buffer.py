@@ -12,9 +12,10 @@ What a write does (one decision, `Writing`, for every kind of array):
   the whole chunk gets a new value           a new buffer for the chunk (a rename): nothing is copied
   some bytes are held and the rest must stay the cheaper side moves: the held bytes to their holders, or the chunk
 
-Guarded by the order lock P of the engine: Chunk.buffer, Chunk.version, Chunk.line, Chunk.marked, Buffer.holders, Saved.buffer and
-Saved.offset.  They change only in steps of a commit, so every plan under P reads a consistent state.  `Buffer.raw` is
-written by the operation that runs first on the buffer and read by those that the engine orders after it.
+Guarded by the order lock P of the engine: Chunk.buffer, Chunk.version, Chunk.line, Chunk.marked, Buffer.holders,
+Saved.buffer and Saved.offset.  They change only in steps of a commit, so every plan under P reads a consistent state.
+`Buffer.raw` is written by the operation that runs first on the buffer, and read by those that the engine orders after
+it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Buffer:
     The memory is C-ordered, `shape` is only the shape it was allocated in.
     """
 
-    __slots__ = ("__weakref__", "device", "dtype", "holders", "raw", "shape", "size", "variable")
+    __slots__ = ("__weakref__", "device", "dtype", "engine", "holders", "raw", "shape", "size", "variable")
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
+        self.engine = engine
         self.variable = Variable(engine)
         self.shape = shape
         self.size = math.prod(shape)
@@ -56,10 +58,6 @@ class Buffer:
         self.device = device
         self.raw = raw
         self.holders: list[ref[Holder]] = []
-
-    @property
-    def engine(self) -> Engine:
-        return self.variable.engine
 
     @property
     def nbytes(self) -> int:
@@ -223,7 +221,7 @@ class Writing:
         self.buffer = buffer
 
 
-# ---- statistics ------------------------------------------------------------------------------------------------------
+# ---- statistics -----------------------------------------------------------------------------------------------------
 
 CHEAP = 16384  # elements: what a kernel that takes well under 5 us per pass may have to run inside its push
 

@@ -47,14 +47,13 @@ class Context:
     devstr2type: ClassVar[dict[str, int]] = DEVICE_TYPES
 
     def __init__(self, device_type: str | Context, device_id: int = 0) -> None:
-        if isinstance(device_type, Context):
-            device_type, device_id = device_type.device_type, device_type.device_id
-        if device_type not in DEVICE_TYPES:
-            raise ArgumentError(f"[Context] device type {device_type!r}: one of {', '.join(DEVICE_TYPES)} expected")
+        name: str = device_type.device_type if isinstance(device_type, Context) else device_type
+        if name not in DEVICE_TYPES:
+            raise ArgumentError(f"[Context] device type {name!r}: one of {', '.join(DEVICE_TYPES)} expected")
         if not isinstance(device_id, int) or device_id < 0:
             raise ArgumentError(f"[Context] device id {device_id!r}: a number from 0 expected")
-        self.device_type = device_type
-        self.device_id = device_id
+        self.device_type: str = name
+        self.device_id: int = device_type.device_id if isinstance(device_type, Context) else device_id
         self._tokens: list[Token[Context]] = []
 
     @property
@@ -96,7 +95,8 @@ def gpu(device_id: int = 0) -> Context:
     return Context("gpu", device_id)
 
 
-_current: ContextVar[Context] = ContextVar("vardag_context", default=Context("cpu", 0))
+CPU_0 = Context("cpu", 0)
+_current: ContextVar[Context] = ContextVar("vardag_context", default=CPU_0)
 
 
 def current_context() -> Context:

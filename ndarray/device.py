@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
-import threadpoolctl
+import threadpoolctl  # type: ignore[import-untyped]
 
 from ..engine import ArgumentError
 from .context import Context

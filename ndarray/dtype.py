@@ -26,7 +26,8 @@ def _known(dtype: Any) -> DType:
         found = np.dtype(object)
     if found not in KNOWN:
         raise ArgumentError(f"[dtype] {dtype!r}: one of {', '.join(NAMES)} expected")
-    return found.newbyteorder("=")
+    native: DType = np.dtype(found.type)
+    return native
 
 
 def as_dtype(dtype: Any, default: DType = FLOAT32) -> DType:
@@ -45,7 +46,7 @@ def as_dtype(dtype: Any, default: DType = FLOAT32) -> DType:
         raise ArgumentError(f"[dtype] {dtype!r}: one of {', '.join(NAMES)} expected") from None
 
 
-def truncated(scalar: Any, dtype: DType) -> np.generic:
+def truncated(scalar: Any, dtype: DType) -> Any:
     """`scalar` as `dtype` by C's conversion: towards zero, integers wrap.  The nd face's rule for scalars.
 
     >>> truncated(1.9, np.dtype("int32")), truncated(300, np.dtype("uint8"))
@@ -54,13 +55,13 @@ def truncated(scalar: Any, dtype: DType) -> np.generic:
     if dtype.kind == "f":
         try:
             with np.errstate(all="ignore"):
-                return dtype.type(scalar)  # type: ignore[no-any-return]
+                return dtype.type(scalar)
         except OverflowError:  # an int above float64
-            return dtype.type(math.copysign(math.inf, scalar))  # type: ignore[no-any-return]
+            return dtype.type(math.copysign(math.inf, scalar))
     if dtype == BOOL:
         return np.bool_(scalar)
     if isinstance(scalar, float | np.floating):
         if not math.isfinite(scalar):  # C leaves it undefined; x86 gives the smallest integer
             scalar = np.iinfo(dtype).min
         scalar = int(scalar)
-    return np.array(int(scalar) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64).astype(dtype)[()]  # type: ignore[no-any-return]
+    return np.array(int(scalar) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64).astype(dtype)[()]

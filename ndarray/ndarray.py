@@ -6,7 +6,6 @@ conversion, results have the operand's dtype, no result has shape ().  The rules
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +37,7 @@ class NDArray(Array):
     @property
     def dtype(self) -> type[np.generic]:
         """Element type, as a NumPy scalar type."""
-        return self._chunk.buffer.dtype.type  # type: ignore[no-any-return]
+        return self._chunk.buffer.dtype.type
 
     @property
     def stype(self) -> str:
@@ -138,5 +137,3 @@ def waitall(timeout: float | None = None) -> None:
     seconds.
     """
     _engine.current().wait_for_all(timeout)
-
-

@@ -78,7 +78,9 @@ def _arange(metas: Metas, attributes: Attributes) -> Inferred:
     return (((count,), dtype),), {**attributes, "start": start, "stop": stop, "dtype": dtype}
 
 
-@operator("arange", infer=_arange, widen=False, nd=Rule(dtype="kernel", method=False, ignore=("infer_range",), zero_d=()))
+@operator(
+    "arange", infer=_arange, widen=False, nd=Rule(dtype="kernel", method=False, ignore=("infer_range",), zero_d=())
+)
 def arange(
     xp: Any, *, start: Any, stop: Any = None, step: Any = 1.0, repeat: int = 1, dtype: Any = None, out: Any
 ) -> None:

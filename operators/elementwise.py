@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.special as special
+from scipy import special
 
 from ..ndarray.dtype import DType, truncated
 from ..ndarray.shape import broadcast
@@ -113,7 +113,7 @@ def _same(dtype: DType) -> DType:
     return dtype
 
 
-# ---- one argument ------------------------------------------------------------------------------------------------------
+# ---- one argument ---------------------------------------------------------------------------------------------------
 # fmt: off
 
 unary("negative",  np.negative,   lambda F, g: -g, cost=1, aliases=("_np_negative",))
@@ -182,7 +182,11 @@ composed("rint_half_down", lambda x, out: ((np.subtract, x, 0.5, out), (np.ceil,
 
 
 @operator(
-    "polygamma", infer=same_shape(np.sin), elementwise=True, samples=[Sample((2, 3), low=0.5, high=4, order=1)], nd=False
+    "polygamma",
+    infer=same_shape(np.sin),
+    elementwise=True,
+    samples=[Sample((2, 3), low=0.5, high=4, order=1)],
+    nd=False,
 )
 def polygamma(xp: Any, x: Any, *, order: int = 1, out: Any) -> None:
     """The derivative of this order of digamma."""
@@ -196,7 +200,7 @@ def _next_polygamma(F: Any, g: Any, x: Any, order: int) -> Any:
 polygamma.grad(x=_next_polygamma)
 
 
-# ---- two arguments -----------------------------------------------------------------------------------------------------
+# ---- two arguments --------------------------------------------------------------------------------------------------
 
 
 def _integer_division(inputs: list[Any], attributes: Attributes) -> Any:
@@ -212,7 +216,7 @@ def _integer_power(inputs: list[Any], attributes: Attributes) -> Any:
     return (registry["integer_power"], inputs, attributes) if _kind(inputs) in "iu" else None
 
 
-def _kind(inputs: list[Any]) -> str:
+def _kind(inputs: list[Any]) -> Any:
     return next(np.dtype(x.dtype).kind for x in inputs if x is not None)
 
 
@@ -278,7 +282,7 @@ def integer_power(xp: Any, x: Any, y: Any, *, out: Any) -> None:
     out[...] = xp.where(xp.less(y, 0), inverse, xp.power(x, xp.maximum(y, 0)))
 
 
-# ---- the rest ----------------------------------------------------------------------------------------------------------
+# ---- the rest -------------------------------------------------------------------------------------------------------
 
 
 def _where(metas: Metas, attributes: Attributes) -> Inferred:
@@ -333,7 +337,7 @@ def _clip(metas: Metas, attributes: Attributes) -> Inferred:
     elementwise=True,
     cost=2,
     samples=[Sample((2, 3), a_min=-0.5, a_max=0.5)],
-    reference=lambda x, a_min, a_max: np.clip(x, a_min, a_max),
+    reference=np.clip,
     nd=Rule(rename=UNARY),
 )
 def clip(xp: Any, x: Any, *, a_min: float | None = None, a_max: float | None = None, out: Any) -> Any:
@@ -341,7 +345,7 @@ def clip(xp: Any, x: Any, *, a_min: float | None = None, a_max: float | None = N
 
     Bounds are converted to the dtype of x towards zero.
     """
-    steps = [] if a_min is not None or a_max is not None else [(xp.positive, x, out)]
+    steps: list[Any] = [] if a_min is not None or a_max is not None else [(xp.positive, x, out)]
     if a_min is not None:
         steps.append((xp.maximum, x, truncated(a_min, x.dtype), out))
     if a_max is not None:
@@ -358,4 +362,3 @@ def _clip_gradient(F: Any, g: Any, x: Any, a_min: float | None, a_max: float | N
 
 
 clip.grad(x=_clip_gradient)
-

@@ -1,8 +1,8 @@
 """The two faces of the operators: NumPy's rules on `Array`, MXNet 1.x's on `NDArray`.
 
-`numpy_face.name` and `nd_face.name` are the functions that users call.  Both bind arguments to one declaration; the nd
-face then applies a `Rule`, whose defaults are MXNet's: no promotion, scalars and host arrays take the dtype of the first
-array, results are stored in that dtype, and none has shape ().
+`numpy_face.name` and `nd_face.name` are the functions that users call.  Both bind arguments to one declaration; the
+nd face then applies a `Rule`, whose defaults are MXNet's: no promotion, scalars and host arrays take the dtype of the
+first array, results are stored in that dtype, and none has shape ().
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray
 from ..ndarray.shape import Shape
 from .infer import loop_dtypes
-from .push import Input, invoke, operands
+from .push import invoke, operands
 from .schema import Attributes, Operator, registry
 
 Adapt = Callable[[list[Any], Attributes], "tuple[Operator, list[Any], Attributes] | None"]
@@ -57,6 +57,8 @@ Method = Callable[..., Any]
 
 def bound(op: Operator, order: Sequence[str], arguments: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
     """The inputs, in order; what remains in `named` are attributes.  Positional arguments go by `order`."""
+    if not named and len(arguments) == len(op.inputs) and op.variadic is None and order[: len(arguments)] == op.inputs:
+        return list(arguments)
     if op.variadic is not None:
         given = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
         named.pop("num_args", None)
@@ -137,7 +139,7 @@ def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
     return raw
 
 
-def _weak(op: Operator, scalar: Any, inputs: Sequence[Any]) -> np.generic:
+def _weak(op: Operator, scalar: Any, inputs: Sequence[Any]) -> Any:
     """A scalar as a constant: in the dtype of the ufunc's loop, where there is one, else of the first array."""
     arrays = [x for i, x in enumerate(inputs) if isinstance(x, Array) and op.input_name(i) not in op.indices]
     dtype = arrays[0]._chunk.buffer.dtype if arrays else None
@@ -150,7 +152,7 @@ def _weak(op: Operator, scalar: Any, inputs: Sequence[Any]) -> np.generic:
     elif isinstance(scalar, np.generic):
         return scalar
     try:
-        return dtype.type(scalar)  # type: ignore[no-any-return]
+        return dtype.type(scalar)
     except OverflowError as error:
         raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: {error}") from None
 

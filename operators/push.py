@@ -58,7 +58,7 @@ class Launch:
     def __call__(self) -> Sequence[Step]:
         """Take memory and give the C calls to do (an atomic kernel), or do everything and give none."""
         op = self.op
-        arrays = [o[0].view(o[1], o[2], o[3]) if type(o) is tuple else o for o in self.operands]
+        arrays: list[Any] = [o[0].view(o[1], o[2], o[3]) if type(o) is tuple else o for o in self.operands]
         filled: list[RawArray | None] = []
         after: list[Step] = []
         narrow = op.widen and op.ufunc is None and any(_is_half(a) for a in arrays)
@@ -196,7 +196,7 @@ def invoke(
             return shared
 
     results: list[Array] = []
-    for target, meta in zip(outs, made[:number], strict=True):
+    for target, meta in zip(outs, made, strict=False):
         shape, kernel_dtype = meta  # type: ignore[misc]
         if target is None:
             results.append(cls._fresh(engine, shape or zero_d, dtype or kernel_dtype, place))
@@ -204,18 +204,25 @@ def invoke(
             stored = target._chunk.buffer.dtype if any_dtype else dtype or kernel_dtype
             _check_out(op, inputs, target, shape if target._shape == shape else shape or zero_d, stored)
             results.append(target)
-    push = _Push(op, inputs, attributes, outs, results, made, engine, place, current.recorder)
+    push = _Push(op, inputs, attributes, results, made, engine, place, current.recorder)
+    if out is not None or op.updates:
+        push.writes_to([i for i, target in enumerate(outs) if target is not None])
     engine.admit(push.plan)
-    push.attach_fresh()
+    if push.node is not None:
+        push.begin_lines()
     return results[0] if number == 1 else tuple(results)
 
 
 class _Push:
-    """One push: `plan` is called by the engine under its order lock, perhaps several times."""
+    """One push: `plan` is called by the engine under its order lock, perhaps several times.
+
+    `results`: the outputs, fresh or given.   `targets`: positions of those given.   `updated`: the operands that the
+    kernel changes in place.   `hidden`: a chunk for each saved output that is made.
+    """
 
     __slots__ = (
-        "attributes", "engine", "hidden", "inputs", "made", "node", "op", "outs", "place", "recorder", "results",
-        "seed", "written",
+        "attributes", "engine", "hidden", "inputs", "made", "node", "op", "place", "recorder", "results", "seed",
+        "targets", "updated",
     )  # fmt: skip
 
     def __init__(
@@ -223,7 +230,6 @@ class _Push:
         op: Operator,
         inputs: Sequence[Input],
         attributes: Attributes,
-        outs: Sequence[Array | None],
         results: Sequence[Array],
         made: tuple[Meta | None, ...],
         engine: Engine,
@@ -231,30 +237,43 @@ class _Push:
         recorder: Any,
     ) -> None:
         self.op, self.inputs, self.attributes = op, inputs, attributes
-        self.outs, self.results, self.made = outs, results, made
-        self.engine, self.place, self.recorder = engine, place, recorder
+        self.results, self.made, self.engine, self.place, self.recorder = results, made, engine, place, recorder
         self.node: Any = None
         self.seed: Any = None
-        device = device_of(place)
-        self.hidden = [
-            None if meta is None else Chunk(Buffer(engine, *meta, device), place) for meta in made[len(results) :]
-        ]
-        #: (array, identity of the input it may be written over in place)
-        self.written = [r for r, o in zip(results, outs, strict=True) if o is not None]
-        updated = [inputs[op.inputs.index(name)] for name in op.updates]
-        _check_written(op, inputs, self.written, updated)
-        self.written += [x for x in updated if isinstance(x, Array)]
+        self.targets: Sequence[int] = ()
+        self.updated: Sequence[Array] = ()
+        self.hidden: list[Chunk | None] = []
+        if op.saves:
+            device = device_of(place)
+            for meta in made[len(results) :]:
+                self.hidden.append(None if meta is None else Chunk(Buffer(engine, *meta, device), place))
+
+    def writes_to(self, targets: Sequence[int]) -> None:
+        """The operation writes to arrays that others know: check that no two of its operands clash."""
+        op = self.op
+        updated = [self.inputs[op.inputs.index(name)] for name in op.updates]
+        self.targets, self.updated = targets, [x for x in updated if isinstance(x, Array)]
+        changed = [*(self.results[i] for i in targets), *self.updated]
+        for i, a in enumerate(changed):
+            if a._line is READ_ONLY:
+                raise refusal(op, self.inputs, ValueError("an input of Function.forward is read-only"))
+            if any(_overlap(a, b) for b in changed[i + 1 :]):
+                raise refusal(op, self.inputs, ValueError("two arrays that it changes share memory"))
+        for a in self.updated:
+            if any(isinstance(x, Array) and x is not a and _overlap(a, x) for x in self.inputs):
+                raise refusal(op, self.inputs, ValueError("an array that it changes is also its operand"))
 
     # ---- under P ---------------------------------------------------------------------------------------------------
 
     def plan(self) -> Admission:
-        op, inputs = self.op, self.inputs
+        op, recorder = self.op, self.recorder
         keep: list[Any] = []
         steps: list[Step] = []
-        if self.recorder is not None:
-            self.node = self.recorder.node(self.node, op, inputs, self.attributes, self.made, self.written)
-            if self.node is not None and self.written:
-                held = self._hold_inputs(keep)
+        given = [self.results[i] for i in self.targets]
+        if recorder is not None:
+            self.node = recorder.node(self.node, op, self.inputs, self.attributes, self.made, given)
+            if self.node is not None and given:
+                held = self._hold_overwritten(given, keep)
                 if held:
                     return None, (), (), (), held, keep, True
         if op.random and self.seed is None:
@@ -262,86 +281,73 @@ class _Push:
 
         launch = Launch(op, self.attributes, device_of(self.place).xp)
         reads: list[Variable] = []
-        for x in inputs:
+        writes: list[Variable] = []
+        updates: list[Variable] = []
+        for x in self.inputs:
             if isinstance(x, Array):
                 buffer = x._chunk.buffer
                 reads.append(buffer.variable)
                 launch.operands.append((buffer, x._shape, x._strides, x._offset))
             else:
                 launch.operands.append(x)
-        writes: list[Variable] = []
-        updates: list[Variable] = []
         first = self._outputs(launch, writes, updates, steps, keep)
-        if first is None:
-            first = self._updated(launch, updates, steps, keep)
         if first is not None:
             return first
-        for chunk, meta in zip(self.hidden, self.made[len(self.results) :], strict=True):
-            if chunk is None or meta is None:
-                launch.results.append(None)
-            else:
-                launch.results.append((chunk.buffer, meta[0], None, 0, meta[1]))
-                writes.append(chunk.buffer.variable)
         if self.node is not None:
             steps += self._save(launch, keep)
-            for target in self.written[: len(self.written) - len(op.updates)]:
-                steps += self.recorder.written(self.node, self.results.index(target), target)
-        elif self.recorder is not None:
-            for target in self.written[: len(self.written) - len(op.updates)]:
-                steps += self.recorder.written(None, 0, target)
+        if recorder is not None:
+            for i in self.targets:
+                steps += recorder.written(self.node, i, self.results[i])
         return self._operation(launch), reads, writes, updates, steps, keep, False
 
     def _outputs(
         self, launch: Launch, writes: list[Variable], updates: list[Variable], steps: list[Step], keep: list[Any]
     ) -> Admission | None:
-        """Where each output goes.  An admission to be committed before, if a copy-on-write is due."""
-        op = self.op
-        for i, (result, target, meta) in enumerate(zip(self.results, self.outs, self.made, strict=False)):
-            assert meta is not None
-            chunk = result._chunk
-            if target is None:
-                buffer = chunk.buffer
+        """Where each output goes.  Instead, an admission to be committed before, if a copy-on-write is due."""
+        for i, result in enumerate(self.results):
+            shape, dtype = self.made[i]  # type: ignore[misc]
+            if i not in self.targets:
+                buffer = result._chunk.buffer
                 writes.append(buffer.variable)
-                launch.results.append((buffer, meta[0], None, 0, meta[1]))
+                launch.results.append((buffer, shape, None, 0, dtype))
                 continue
             whole = result._covers_chunk()
             across = any(
-                isinstance(x, Array) and _overlap(x, result) and not (op.elementwise and _identical(x, result))
+                isinstance(x, Array) and _overlap(x, result) and not (self.op.elementwise and _identical(x, result))
                 for x in self.inputs
             )
-            writing = Writing(chunk, *result._range(), replace=whole, rename=whole and across, keep=keep)
+            writing = Writing(result._chunk, *result._range(), replace=whole, rename=whole and across, keep=keep)
             if writing.first is not None:
                 return writing.first
             if across and not whole:
                 launch.through.add(i)
             (writes if whole else updates).append(writing.buffer.variable)
             steps += writing.steps
-            strides = result._strides if meta[0] == result._shape else None
-            launch.results.append((writing.buffer, meta[0], strides, result._offset, meta[1]))
+            strides = result._strides if shape == result._shape else None
+            launch.results.append((writing.buffer, shape, strides, result._offset, dtype))
+        for chunk, meta in zip(self.hidden, self.made[len(self.results) :], strict=True):
+            if chunk is None or meta is None:
+                launch.results.append(None)
+            else:
+                writes.append(chunk.buffer.variable)
+                launch.results.append((chunk.buffer, meta[0], None, 0, meta[1]))
+        for x in self.updated:
+            writing = Writing(x._chunk, *x._range(), replace=False, rename=False, keep=keep)
+            if writing.first is not None:
+                return writing.first
+            updates.append(writing.buffer.variable)
+            steps += writing.steps
         return None
 
-    def _updated(
-        self, launch: Launch, updates: list[Variable], steps: list[Step], keep: list[Any]
-    ) -> Admission | None:
-        for name in self.op.updates:
-            x = self.inputs[self.op.inputs.index(name)]
-            if isinstance(x, Array):
-                writing = Writing(x._chunk, *x._range(), replace=False, rename=False, keep=keep)
-                if writing.first is not None:
-                    return writing.first
-                updates.append(writing.buffer.variable)
-                steps += writing.steps
-        return None
-
-    def _hold_inputs(self, keep: list[Any]) -> list[Step]:
-        """Hold the inputs that the tape keeps and this push overwrites, before anything is decided about the write."""
+    def _hold_overwritten(self, given: Sequence[Array], keep: list[Any]) -> list[Step]:
+        """Hold the operands that the tape keeps and this push overwrites, before the write is decided about."""
+        node = self.node
         steps: list[Step] = []
         for i, x in enumerate(self.inputs):
-            if isinstance(x, Array) and self.node.keeps(i) and any(_overlap(x, w) for w in self.written):
-                saved = self.node.saved.get(self.node.key(i))
+            if isinstance(x, Array) and node.keeps(i) and any(_overlap(x, target) for target in given):
+                saved = node.saved.get(node.key(i))
                 if saved is None or not any(r() is saved for r in saved.buffer.holders):
-                    saved = self._saved(x, i)
-                    self.node.saved[self.node.key(i)] = saved
+                    node.saved[node.key(i)] = saved = self._saved(x, i)
                     steps += hold(saved.buffer, [saved], keep)
         return steps
 
@@ -349,8 +355,9 @@ class _Push:
         return Saved(x._chunk, x._chunk.buffer, x._shape, x._strides, x._offset, self.node.edges[index])
 
     def _save(self, launch: Launch, keep: list[Any]) -> list[Step]:
-        """Holds on what the gradient texts name: inputs, outputs and saved outputs."""
+        """Holds on what the gradient texts name: operands, outputs and saved outputs."""
         node, op = self.node, self.op
+        given = [self.results[i] for i in self.targets]
         steps: list[Step] = []
         for i, x in enumerate(self.inputs):
             if not node.keeps(i):
@@ -358,41 +365,32 @@ class _Push:
             key = node.key(i)
             if not isinstance(x, Array):
                 node.saved[key] = x
-                continue
-            saved = node.saved.get(key)
-            if saved is not None and self.written and any(_overlap(x, w) for w in self.written):
-                continue  # held by _hold_inputs, perhaps in a buffer of its own by now
-            saved = node.saved[key] = self._saved(x, i)
-            steps += hold(saved.buffer, [saved], keep)
+            elif not any(_overlap(x, target) for target in given):  # those are held by now, perhaps in another buffer
+                node.saved[key] = saved = self._saved(x, i)
+                steps += hold(saved.buffer, [saved], keep)
+        chunks = [*(result._chunk for result in self.results), *self.hidden]
         for i, name in enumerate((*op.outputs, *op.saves)):
-            result = launch.results[i]
-            if name in node.names and result is not None:
-                chunk = self.results[i]._chunk if i < len(self.results) else self.hidden[i - len(self.results)]
-                saved = Saved(chunk, result[0], result[1], result[2], result[3], (node, i))  # type: ignore[arg-type]
-                node.saved[name] = saved
+            chunk, result = chunks[i], launch.results[i]
+            if name in node.names and chunk is not None and result is not None:
+                node.saved[name] = saved = Saved(chunk, *result[:4], (node, i))
                 steps += hold(saved.buffer, [saved], keep)
         return steps
 
     def _operation(self, launch: Launch) -> Operation:
-        op, inputs = self.op, self.inputs
+        op = self.op
         work = op.cost(self.made, self.attributes) if callable(op.cost) else op.cost * _size(self.made)
-        atomic = op.atomic and work < HELPED
-        return Operation(
-            Kind.ATOMIC if atomic else Kind.KERNEL,
-            launch if atomic else launch.run,
-            op.name,
-            cheap=atomic and work <= INLINE,
-            operands=_Described(op, inputs),
-        )
+        words = _Described(op, self.inputs)
+        if op.atomic and work < HELPED:
+            return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words)
+        return Operation(Kind.KERNEL, launch.run, op.name, operands=words)
 
     # ---- after -----------------------------------------------------------------------------------------------------
 
-    def attach_fresh(self) -> None:
+    def begin_lines(self) -> None:
         """Fresh outputs begin lines: nobody else knows them yet, so no commit is needed."""
-        if self.node is not None:
-            for i, (result, target) in enumerate(zip(self.results, self.outs, strict=True)):
-                if target is None:
-                    self.recorder.begin_line(result, self.node, i)
+        for i, result in enumerate(self.results):
+            if i not in self.targets:
+                self.recorder.begin_line(result, self.node, i)
 
 
 class _Described:
@@ -413,21 +411,6 @@ class _Described:
                 text = f"{x[1]}{x[0]}" if type(x) is tuple else describe(x)
                 words.append(f"{self.op.input_name(i)} {text}")
         return ", ".join(words)
-
-
-def _check_written(op: Operator, inputs: Sequence[Input], outs: Sequence[Array], updated: Sequence[Any]) -> None:
-    """Two things that one operation changes must not share memory, nor may it change what it only reads elsewhere."""
-    changed = [*outs, *(x for x in updated if isinstance(x, Array))]
-    if any(a._line is READ_ONLY for a in changed):
-        raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: an input of Function.forward is read-only")
-    for i, a in enumerate(changed):
-        for b in changed[i + 1 :]:
-            if _overlap(a, b):
-                raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: two arrays that it changes share memory")
-    for a in changed[len(outs) :]:
-        for x in inputs:
-            if isinstance(x, Array) and x is not a and _overlap(a, x):
-                raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: an array that it changes is also its operand")
 
 
 def _alias(
@@ -460,7 +443,7 @@ def _alias(
         keep: list[Any] = [chunk.buffer]
         chunk.buffer = source.buffer  # private until the commit
         if recorder is not None:
-            node = recorder.node(None, op, inputs, attributes, made, ())
+            node = recorder.node(node, op, inputs, attributes, made, ())
         return None, (), (), (), hold(source.buffer, [chunk, source], keep), keep, False
 
     engine.admit(plan)

@@ -7,8 +7,8 @@ the others what it must fill.  It returns nothing, or, declared with ``atomic=Tr
 
 A gradient text is ``text(F, <names>)``.  The names say what it needs, and nothing else is kept for it: ``g`` (the
 cotangent of the only output; ``g_<output>`` of one of several), an input, an output, a saved output, an attribute,
-``<input>_shape``, ``needs``; ``**attributes`` takes the attributes that it does not name.  It uses F and Python literals
-only; one text serves raw arrays (one fused engine operation) and arrays on the tape (any order).
+``<input>_shape``, ``needs``; ``**attributes`` takes the attributes that it does not name.  It uses F and Python
+literals only; one text serves raw arrays (one fused engine operation) and arrays on the tape (any order).
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ class Operator:
             if isinstance(text, _Zero):
                 self.gradients[name] = text
             else:
-                self.gradients[name] = Text(text)
-                self._check(self.gradients[name])
+                self.gradients[name] = known = Text(text)
+                self._check(known)
         if not names:
             return self
 
@@ -285,7 +285,8 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
     defined : the gradient is a definition, not the derivative.
     indices : inputs that hold indices or conditions; their dtype need not match the others.
     samples, reference : what the registry's tests try, and a float64 NumPy implementation to compare with.
-    nd : the rule of the nd face (see faces.py), False to leave it out of that face.   aliases : further names in the nd face.
+    nd : the rule of the nd face (see faces.py), False to leave it out of that face.
+    aliases : further names in the nd face.
     """
 
     def declare(kernel: Callable[..., Any]) -> Operator:

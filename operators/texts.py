@@ -90,9 +90,7 @@ def undo_broadcast(F: Any, gradient: Any, shape: Shape) -> Any:
     extra = len(have) - len(shape)
     if extra < 0:
         return F.reshape(F.broadcast_to(gradient, shape=(1,) * -extra + have), shape=shape)
-    axes = tuple(range(extra)) + tuple(
-        i + extra for i, n in enumerate(shape) if n == 1 and have[i + extra] != 1
-    )
+    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and have[i + extra] != 1)
     if axes:
         gradient = F.sum(gradient, axis=axes, keepdims=True)
     return F.reshape(gradient, shape=shape)
@@ -112,8 +110,8 @@ def finished(F: Any, op: Operator, name: str, gradient: Any, meta: Meta) -> Any:
 class GradientLaunch:
     """What a gradient operation runs: one or several texts on raw memory.
 
-    `values`: what the texts name, as views of buffers, constants or tuples of both.   `parts`: (text, names and metas of
-    the inputs it gives gradients of, the buffers to fill).
+    `values`: what the texts name, as views of buffers, constants or lists of both.
+    `parts`: (text, for each of its results the name and meta of the input and the buffer to fill, or None).
     """
 
     __slots__ = ("attributes", "op", "parts", "values")
