@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import ArgumentError, ArgumentTypeError
-from .operation import Kind, Operation, user_context
+from .operation import Kind, Operation
 from .running import Completion, RunContext
 from .threaded import PRIORITY
 from .variable import Variable
@@ -108,7 +108,6 @@ class Contract(Waiting):
             if not callable(on_delete):
                 raise ArgumentTypeError(f"[delete_variable] on_delete {on_delete!r} is not callable")
             op = Operation(Kind.USER, on_delete, f"delete {variable.name}".strip())
-            op.context = user_context()
             self._push(op, (), (variable,), ())  # a write, so that no poison skips it
         variable.deleted = True
         variable.engine = None
@@ -212,7 +211,6 @@ class Contract(Waiting):
         run_ctx = RunContext(ctx, self)
         op = Operation(Kind.USER, lambda: fn(run_ctx), name or getattr(fn, "__name__", ""), priority=priority)
         op.lane_name = lane_of(ctx, prop)
-        op.context = user_context()
         return self._push(op, const, (), mutable)
 
     def _push_async(
@@ -228,7 +226,6 @@ class Contract(Waiting):
         run_ctx = RunContext(ctx, self)
         op = Operation(Kind.ASYNC, lambda _, on_complete: fn(run_ctx, on_complete), name, priority=priority)
         op.lane_name = lane_of(ctx, prop)
-        op.context = user_context()
         return self._push(op, const, (), mutable)
 
     # ================================================================================================ bulk, shutdown

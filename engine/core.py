@@ -17,13 +17,13 @@ from . import lifecycle
 from .atomic import locked
 from .contract import Contract, SavedOperator
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
-from .operation import DONE, Kind, Operation, fresh_error, user_context
+from .operation import DONE, Kind, Operation, fresh_error
 from .profiler import Profile
 from .ready import Lane
 from .running import here_and_now
 from .serial import Serial
 from .threaded import PerDevice, Pooled
-from .tracker import Plan
+from .tracker import Park, Plan, park
 from .variable import Variable
 
 POLICIES: dict[str, type[Serial] | type[Pooled] | type[PerDevice]] = {
@@ -170,7 +170,6 @@ class Engine(Contract):
             for v in vs:
                 if type(v) is not Variable:
                     return self._push_resolved(op, fn, reads, writes, updates)
-        op.context = user_context()
         return self._push(op, reads, writes, updates)
 
     def _push(self, op: Operation, reads: Any, writes: Any, updates: Any) -> Operation:
@@ -178,7 +177,10 @@ class Engine(Contract):
         if self._T._is_owned():
             return self._without_t(self._push, op, reads, writes, updates)  # type: ignore[no-any-return]
         planned: Plan = (op, reads, writes, updates, (), [], False)  # dies after the lock is released
-        locked(self._P, self._push_locked, op, planned)
+        try:
+            locked(self._P, self._push_locked, op, planned)
+        except Park:
+            park()
         if not self._started or self._serial:
             self._queued()
         return op

@@ -166,9 +166,12 @@ class Operation:
         # poison claim succ wait_count watch blocked
 
     engine: Engine
+    context: Context | None
     lane: Lane
+    mark: int
+    event: Any
     preds: tuple[Operation, ...]
-    sources: tuple[Operation, ...]
+    sources: int  # the first so many of preds: whose failure is this one's failure
     poison: Fate | None
     claim: list[Any] | None
     succ: list[Operation] | tuple[()]

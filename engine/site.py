@@ -25,7 +25,7 @@ def _is_ours(filename: str) -> bool:
     """Classify a file once: the rooms and the files beside them are ours; tests, examples, benchmarks are not."""
     path = os.path.abspath(filename)
     ours = False
-    if path.startswith(_PACKAGE):
+    if not filename.startswith("<") and path.startswith(_PACKAGE):
         first, _, rest = path[len(_PACKAGE) :].partition(os.sep)
         ours = not rest or first in _ROOMS
     _files[filename] = ours

@@ -117,7 +117,11 @@ class Tracker:
         if self._T._is_owned():
             return self._without_t(self.admit, plan)
         held: list[Plan] = []  # dies after the lock is released: see F4 in atomic.py
-        op = locked(self._P, self._admit, plan, held)
+        try:
+            op = locked(self._P, self._admit, plan, held)
+        except Park:
+            park()
+            raise
         if op is None or op.state is not DONE or len(held) > 1:
             self._queued()
         return op
@@ -140,32 +144,28 @@ class Tracker:
 
     def _admit_op(self, op: Operation, planned: Plan, t: object) -> bool:
         """P held, ticket taken.  Find the predecessors; run the operation here, or queue it.  False: plan again."""
+        if op.cheap and self.inline and op.kind is ATOMIC:
+            done = self._inline(op, planned, t)
+            if done is not None:
+                return done
         _, reads, writes, updates, steps, keep, _ = planned
-        seq = op.seq = self._seq
+        op.seq = self._seq
         if updates or len(writes) > 1 or (writes and writes[0] in reads):
             reads, writes, updates = strongest(reads, writes, updates)
             planned = (op, reads, writes, updates, steps, keep, False)
         preds: list[Operation] = []
-        fates: list[Fate | None] | None = None
+        fates: list[Fate | None] = []
         # A predecessor that becomes DONE after this look is dropped by the drain (race "done-while-planning").
-        for v in reads:
-            if v.engine is not self:
-                self._foreign(v)
-            p = v.writer
-            if p is not None:
-                if p.state is not DONE:
-                    preds.append(p)
-                elif p.fate is not OK:
-                    fates = fates or []
-                    fates.append(p.fate)
-        for v in updates:
-            p = v.writer
-            if p is not None:
-                if p.state is not DONE:
-                    preds.append(p)
-                elif p.fate is not OK:
-                    fates = fates or []
-                    fates.append(p.fate)
+        for vs in (reads, updates):
+            for v in vs:
+                if v.engine is not self:
+                    self._foreign(v)
+                p = v.writer
+                if p is not None:
+                    if p.state is not DONE:
+                        preds.append(p)
+                    elif p.fate is not OK:
+                        fates.append(p.fate)
         sources = len(preds)  # so far: whose failure is this one's failure
         for vs in (writes, updates):
             for v in vs:
@@ -174,22 +174,17 @@ class Tracker:
                 p = v.writer
                 if p is not None and p.state is not DONE:
                     preds.append(p)
-                if v.readers:
+                if v.readers:  # write after read
                     preds += [p for p in v.readers if p.state is not DONE]
-        if op.cheap and not preds and fates is None and self.inline and op.kind is ATOMIC and not op.cancelled:
-            done = self._inline(op, planned, t)
-            if done is not None:
-                return done
-        op.poison = None if fates is None else worst(fates)
-        if len(preds) < 2:
-            op.preds = tuple(preds)
-            op.sources = op.preds if sources else ()
-        else:
-            op.sources = tuple(dict.fromkeys(preds[:sources]))
-            op.preds = op.sources if sources == len(preds) else tuple(dict.fromkeys(preds))
+        op.poison = worst(fates) if fates else None
+        if len(preds) > 1:
+            unique = dict.fromkeys(preds)  # keeps the order: sources first
+            sources = sources if len(unique) == len(preds) else len(set(preds[:sources]))
+            preds = list(unique)
+        op.preds = tuple(preds)
+        op.sources = sources
         queue = self._queue_steps(op, planned)
-        lane = op.lane
-        queue += ((deque.append, self._inbox, op), (SimpleQueue.put, lane.bell, None))
+        queue += ((deque.append, self._inbox, op), (SimpleQueue.put, op.lane.bell, None))
         if not commit(self._guard_p, t, queue):
             return False
         if self._instrument is not None:
@@ -207,8 +202,9 @@ class Tracker:
         op.succ = op.watch = ()
         op.claim = op.blocked = None
         op.wait_count = 0
-        if op.context is None and (op.kind is Kind.USER or op.kind is Kind.ASYNC):
-            op.context = user_context()
+        op.context = None if op.kind is ATOMIC or op.kind is Kind.KERNEL else user_context()
+        op.mark = 0
+        op.event = None
         if op.site is None:
             op.site = here(5)
         out: list[Step] = [(setattr, self, "_seq", op.seq + 1), (setitem, self._live, op.seq, op), *steps]
@@ -227,38 +223,60 @@ class Tracker:
         return out
 
     def _inline(self, op: Operation, planned: Plan, t: object) -> bool | None:
-        """Run a cheap ready kernel here: kernel and admission are one C call.
+        """P held, ticket taken.  Run a cheap kernel here, if it is ready: kernel and admission are one C call.
 
-        True: done.  False: plan again.  None: memory ran out before anything happened, queue it.
+        True: done.  False: plan again.  None: it is not ready (or memory ran out before anything happened), queue it.
+        The hottest path of the library: it takes no list, no site and no second look at anything.
         """
-        _, _, writes, updates, steps, keep, _ = planned
-        context = self._kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
+        _, reads, writes, updates, steps, keep, _ = planned
+        for v in reads:
+            if v.engine is not self:
+                self._foreign(v)
+            p = v.writer
+            if p is not None and (p.state is not DONE or p.fate is not OK):
+                return None
+        seq = op.seq = self._seq
+        tail: list[Step] = [(setattr, self, "_seq", seq + 1)]
+        if steps:
+            tail += steps
+        if updates or len(writes) != 1 or writes[0] in reads:
+            reads, writes, updates = strongest(reads, writes, updates)
+            planned = op, reads, writes, updates, steps, keep, False
+            for v in updates:
+                if v.engine is not self:
+                    self._foreign(v)
+                p = v.writer
+                if p is not None and (p.state is not DONE or p.fate is not OK):
+                    return None
+            writes = (*writes, *updates)
+        for v in writes:
+            if v.engine is not self:
+                self._foreign(v)
+            p = v.writer
+            # After a success the variables need no writer: None means done and well, and costs no memory.
+            if p is not None:
+                if p.state is not DONE:
+                    return None
+                keep.append(p)
+                tail.append((setattr, v, "writer", None))
+            if v.readers:
+                if not all_done(v.readers):  # write after read
+                    return None
+                keep.append(v.readers)
+                tail.append((setattr, v, "readers", ()))
+            tail.append((setattr, v, "version", v.version + 1))
         op.mark = 0
+        context = self._kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
         try:
             kernel = context.run(op.fn)  # type: ignore[arg-type]
         except BaseException as e:
             return self._prepare_failed(op, planned, t, context, e)
-        guard = self._guard_p
-        check = (index, guard, t)
-        tail: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
-        # After a success the variables need no writer: None means done and well, and costs no memory.
-        for vs in (writes, updates):
-            for v in vs:
-                if v.writer is not None:
-                    keep.append(v.writer)
-                    tail.append((setattr, v, "writer", None))
-                if v.readers:
-                    keep.append(v.readers)
-                    tail.append((setattr, v, "readers", ()))
-                tail.append((setattr, v, "version", v.version + 1))
         started = 0.0 if self._instrument is None else monotonic()
+        check = (index, self._guard_p, t)
+        whole = (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)
+        self._inlining = op, planned
         try:
-            self._inlining = op, planned
-            context.run(
-                deque,
-                starmap(call, (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)),
-                0,
-            )
+            context.run(deque, starmap(call, whole), 0)
         except BaseException as e:
             self._inlining = None  # no checkpoint between the kernel and this store
             return self._inline_failed(op, planned, t, e)
@@ -335,7 +353,8 @@ class Tracker:
             return
         t = object()
         self._guard_p[0] = t
-        op.preds = op.sources = ()
+        op.preds = ()
+        op.sources = 0
         op.poison = None
         out = self._queue_steps(op, planned)
         busy = allocate_lock()
@@ -364,7 +383,7 @@ class Tracker:
 
     def _refuse(self) -> None:
         if self._parking and threading.current_thread() is not threading.main_thread():
-            raise _Park
+            raise Park
         raise EngineClosed("push to a stopped engine; engine.start() starts it again")
 
     def _queued(self) -> None:
@@ -420,7 +439,7 @@ class Tracker:
             return Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was cancelled")))
         best = op.poison
         if op.sources:
-            best = worst([p.fate for p in op.sources], best)
+            best = worst([p.fate for p in op.preds[: op.sources]], best)
         return None if best is None else Fate(best.root, best.distance + 1)
 
     def _done_steps(self, op: Operation, fate: Fate, ready: list[Operation]) -> list[Step]:
@@ -478,7 +497,7 @@ class Tracker:
             steps.append((SimpleQueue.put, s.lane.bell, None))
 
 
-class _Park(BaseException):
+class Park(BaseException):
     """Raised inside the section, so that the lock is free before the thread is parked."""
 
 
@@ -498,6 +517,14 @@ def var_steps(out: list[Step], keep: list[Any], variables: Access, op: Operation
         if v.readers:
             out.append((setattr, v, "readers", ()))
         out.append((setattr, v, "version", v.version + 1))
+
+
+def all_done(ops: Sequence[Operation]) -> bool:
+    """Are all of them DONE?"""
+    for o in ops:  # noqa: SIM110 - a generator costs three times as much
+        if o.state is not DONE:
+            return False
+    return True
 
 
 def strongest(reads: Access, writes: Access, updates: Access) -> tuple[Access, Access, Access]:
@@ -525,5 +552,6 @@ def own_error(e: BaseException) -> BaseException:
 
 def retire(op: Operation) -> None:
     """Drop what a DONE operation no longer needs.  DONE is final, so this may be cut short anywhere."""
-    op.preds = op.sources = op.succ = op.watch = ()
+    op.preds = op.succ = op.watch = ()
+    op.sources = 0
     op.fn = op.operands = op.context = op.claim = op.poison = op.blocked = None
