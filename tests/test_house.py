@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("engine", "ndarray", "operators", "autograd")
 LONGEST_FILE = 450
 
-SOURCES = [ROOT / "__init__.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+SOURCES = [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 SCRIPTS = [*sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
@@ -28,7 +28,7 @@ def name(path: Path) -> str:
 
 
 def room_of(path: Path) -> str | None:
-    """The room a source is in; None for the face (the root's __init__.py)."""
+    """The room a source is in; None for the face (the files at the root)."""
     first = path.relative_to(ROOT).parts[0]
     return first if first in ROOMS else None
 

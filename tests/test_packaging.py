@@ -25,7 +25,7 @@ def packages_in_the_tree() -> set[str]:
 
 
 def files_of_the_package() -> set[str]:
-    files = [ROOT / "__init__.py", ROOT / "py.typed", *ROOT.glob("*.pyi")]
+    files = [ROOT / "py.typed", *ROOT.glob("*.py"), *ROOT.glob("*.pyi")]
     files += [path for room in ROOMS for suffix in ("py", "pyi") for path in (ROOT / room).rglob(f"*.{suffix}")]
     return {"vardag/" + path.relative_to(ROOT).as_posix() for path in files}
 
