@@ -153,12 +153,12 @@ class _UserNode(FunctionNode):
             result = function.backward(*given)
         finally:
             function._restored = ()
-        found = [result] if isinstance(result, Array) or result is None else list(result)
+        found = list(result) if isinstance(result, tuple | list) else [result]
         name = type(function).__name__
         if len(found) != len(self.metas):
             raise ArgumentError(f"[{name}] backward gave {len(found)} gradients for {len(self.metas)} inputs")
         return [
-            None if gradient is None else _canonical(name, i, gradient, *meta)
+            None if gradient is None or meta is None else _canonical(name, i, gradient, *meta)
             for i, (gradient, meta) in enumerate(zip(found, self.metas, strict=True))
         ]
 

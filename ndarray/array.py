@@ -16,7 +16,7 @@ import numpy as np
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError, Engine, Operation, Variable
 from ._late import autograd, numpy_face
-from .buffer import Admission, Buffer, Chunk, Saved, hold
+from .buffer import Admission, Buffer, Chunk, Saved, Writing, hold
 from .context import Context, as_context
 from .device import RawArray, device_of
 from .dtype import DType, as_dtype
@@ -291,6 +291,33 @@ class Array:
         new = self._over(self._chunk, self._shape, self._strides, self._offset)
         new._line = DETACHED
         return new
+
+    def __vardag_resolve__(self, mode: str, keep: list[Any]) -> tuple[Variable, str, Any, list[Any], Any]:
+        """What ``engine.push(fn, reads=, writes=, updates=)`` asks of an array, under the order lock.
+
+        Gives (variable, mode, memory, steps, first): a view of a part is updated where it is to be written; `memory()`
+        is a NumPy view of the bytes, read-only in mode "read", for when the operation runs; `first` is an admission to
+        be committed before (a copy-on-write), or None.
+        """
+        buffer, geometry = self._chunk.buffer, (self._shape, self._strides, self._offset)
+        steps: list[Any] = []
+        if mode != "read":
+            if self._tape_line is READ_ONLY:
+                raise ArgumentError(f"[push] {describe(self)}: an input of Function.forward is read-only")
+            whole = mode == "write" and self._covers_chunk()
+            writing = Writing(self._chunk, *self._range(), replace=whole, rename=False, keep=keep)
+            if writing.first is not None:
+                return buffer.variable, mode, None, steps, writing.first
+            buffer, steps, mode = writing.buffer, writing.steps, "write" if whole else "update"
+
+        def memory() -> RawArray:
+            raw = buffer.view(*geometry)
+            if mode == "read":
+                raw = raw.view()
+                raw.flags.writeable = False
+            return raw
+
+        return buffer.variable, mode, memory, steps, None
 
     # ---- copies ----------------------------------------------------------------------------------------------------
 

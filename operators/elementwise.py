@@ -88,8 +88,12 @@ def composed(
     dtype: Any = None,
     doc: str = "",
     reference: Any = None,
+    inplace: bool = True,
 ) -> Operator:
-    """Declare a unary operator whose kernel is a few ufuncs: steps(x, out) gives the C calls."""
+    """Declare a unary operator whose kernel is a few ufuncs: steps(x, out) gives the C calls.
+
+    `inplace`: no step reads x after one has written out, so that out may be x.
+    """
 
     def infer(metas: Metas, attributes: Attributes) -> Inferred:
         ((shape, given),) = metas  # type: ignore[misc]
@@ -99,7 +103,7 @@ def composed(
         return steps(x, out)
 
     op = operator(
-        name, infer=infer, atomic=True, elementwise=True, cost=cost, aliases=aliases, nd=Rule(rename=UNARY),
+        name, infer=infer, atomic=True, elementwise=inplace, cost=cost, aliases=aliases, nd=Rule(rename=UNARY),
         samples=_samples(1, domain), reference=reference, doc=doc or f"{name} of each element.",
     )(kernel)  # fmt: skip
     return op.grad(x=gradient)  # type: ignore[no-any-return]
@@ -164,7 +168,7 @@ composed("relu", lambda x, out: ((np.maximum, x, 0, out),), lambda F, g, out: F.
          cost=1, dtype=_same, domain=(0.1, 2), reference=lambda x: np.maximum(x, 0),
          doc="max(x, 0) of each element; the gradient at 0 is 0.")
 composed("softsign", lambda x, out: ((np.absolute, x, out), (np.add, out, 1, out), (np.divide, x, out, out)),
-         lambda F, g, x: g / F.square(F.abs(x) + 1), cost=4, domain=(0.1, 2), reference=lambda x: x / (1 + np.abs(x)),
+         lambda F, g, x: g / F.square(F.abs(x) + 1), cost=4, inplace=False, domain=(0.1, 2), reference=lambda x: x / (1 + np.abs(x)),
          doc="x / (1 + abs(x)) of each element.")
 composed("softrelu", lambda x, out: ((np.logaddexp, x, 0, out),), lambda F, g, x: g * F.sigmoid(x),
          aliases=("softplus",), reference=lambda x: np.logaddexp(x, 0), doc="log(1 + exp(x)) of each element.")
@@ -172,7 +176,7 @@ composed("sign_or_zero", lambda x, out: ((np.sign, x, out), (np.fmax, out, -1, o
          zero, cost=4, dtype=_same, domain=(0.1, 0.9), aliases=("sign",), reference=np.sign,
          doc="The sign of each element; 0 for nan, as in MXNet.")
 composed("round_half_away", lambda x, out: ((np.absolute, x, out), (np.add, out, 0.5, out), (np.floor, out, out), (np.copysign, out, x, out)),
-         zero, cost=4, domain=(0.1, 0.4), aliases=("round",), reference=np.round,
+         zero, cost=4, inplace=False, domain=(0.1, 0.4), aliases=("round",), reference=np.round,
          doc="The nearest integer; halves away from zero, as in MXNet.")
 composed("rint_half_down", lambda x, out: ((np.subtract, x, 0.5, out), (np.ceil, out, out)),
          zero, cost=2, domain=(0.1, 0.4), aliases=("rint",), reference=np.round,
