@@ -76,7 +76,10 @@ class Launch:
         if op.ufunc is not None:
             return ((op.ufunc, *arrays, *filled), *after)
         if narrow:
-            arrays = [a.astype(np.float32) if _is_half(a) else a for a in arrays]
+            given, arrays = arrays, [a.astype(np.float32) if _is_half(a) else a for a in arrays]
+            for name, before, wide in zip(op.inputs, given, arrays, strict=False):
+                if name in op.updates and wide is not before:
+                    after.append((operator.setitem, before, ..., wide))
         made = dict(zip((*op.outputs, *op.saves), filled, strict=True))
         steps = op.kernel(self.xp, *arrays, **self.attributes, **made)
         if op.atomic:
@@ -174,10 +177,12 @@ def invoke(
     `zero_d`: the shape of an output that would have none.   `any_dtype`: `out` may have any dtype (assignment).
     """
     current = scope.get()
-    metas = [_meta(x) for x in inputs]
-    if op.training:
-        attributes["training"] = current.training
     try:
+        if op.variant is not None:
+            op, inputs, attributes = op.variant(inputs, attributes, current.training)
+        metas = [_meta(x) for x in inputs]
+        if op.training:
+            attributes["training"] = current.training
         made, attributes = op.infer(metas, attributes)
     except (ValueError, TypeError, IndexError) as error:
         raise refusal(op, inputs, error) from None
@@ -378,7 +383,11 @@ class _Push:
 
     def _operation(self, launch: Launch) -> Operation:
         op = self.op
-        work = op.cost(self.made, self.attributes) if callable(op.cost) else op.cost * _size(self.made)
+        if callable(op.cost):
+            work = op.cost([_meta(x) for x in self.inputs], self.made, self.attributes)
+        else:
+            most = _size(self.made) if op.elementwise else max(_size(self.made), _size([_meta(x) for x in self.inputs]))
+            work = op.cost * most
         words = _Described(op, self.inputs)
         if op.atomic and work < HELPED:
             return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words)

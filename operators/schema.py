@@ -29,6 +29,8 @@ Attributes = dict[str, Any]
 #: (metas of outputs and saved outputs, None for one that is not made; normalised attributes)
 Inferred = tuple[tuple[Meta | None, ...], Attributes]
 Infer = Callable[[Metas, Attributes], Inferred]
+#: (inputs, attributes, whether in training mode) -> the operator that does it, its inputs and its attributes
+Variant = Callable[[Sequence[Any], Attributes, bool], "tuple[Operator, Sequence[Any], Attributes]"]
 
 
 class _Zero:
@@ -110,6 +112,7 @@ class Operator:
         widen: bool = True,
         random: bool = False,
         training: bool = False,
+        variant: Variant | None = None,
         cost: float | Callable[..., float] = 1.0,
         costly: bool = False,
         defined: bool = False,
@@ -128,7 +131,7 @@ class Operator:
         self.updates = updates
         self.elementwise, self.broadcasts = elementwise, broadcasts
         self.atomic, self.ufunc, self.alias = atomic, ufunc, alias
-        self.widen, self.random, self.training = widen, random, training
+        self.widen, self.random, self.training, self.variant = widen, random, training, variant
         self.cost, self.costly, self.defined, self.indices = cost, costly, defined, indices
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
@@ -280,7 +283,10 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
     widen : 16-bit floats are widened to float32 around the kernel and its gradient texts.
     random : the kernel gets ``seed``, its own counter range of the device's generator.
     training : the kernel and infer get ``training``, whether the scope is in training mode.
-    cost : of an atomic kernel, in units of about 0.2 ns an element of its outputs; or cost(metas made, attributes).
+    variant : (inputs, bound attributes, training) -> (operator, inputs, attributes): the operator that does the call, for
+        what is another operator in predict mode, or under some attribute.
+    cost : of an atomic kernel, in units of about 0.2 ns an element (of its inputs or its outputs, whichever are more); or
+        cost(metas of inputs, metas made, attributes).
     costly : gradients of different inputs are separate operations, which may run side by side.
     defined : the gradient is a definition, not the derivative.
     indices : inputs that hold indices or conditions; their dtype need not match the others.

@@ -24,6 +24,9 @@ HALF = np.dtype(np.float16)
 
 def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
     """One operator on raw arrays and scalars, at once, in this thread."""
+    attributes = op.bind(attributes)
+    if op.variant is not None:
+        op, inputs, attributes = op.variant(inputs, attributes, False)  # type: ignore[assignment]
     if op.ufunc is not None:
         return np.asarray(op.ufunc(*inputs))
     given = next(
@@ -32,7 +35,7 @@ def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
     )
     arrays = [x if x is None or isinstance(x, np.ndarray) else np.asarray(x, given) for x in inputs]
     metas = [None if a is None else (a.shape, a.dtype) for a in arrays]
-    made, attributes = op.infer(metas, op.bind(attributes))
+    made, attributes = op.infer(metas, attributes)
     if op.alias is not None and arrays[0] is not None and arrays[0].flags.c_contiguous:
         geometry = op.alias(arrays[0].shape, None, attributes)
         if geometry is not None:
