@@ -210,7 +210,7 @@ class Contract(Waiting):
         const, mutable = self._vars("push_sync", fn, const_vars, mutable_vars, prop)
         run_ctx = RunContext(ctx, self)
         op = Operation(Kind.USER, lambda: fn(run_ctx), name or getattr(fn, "__name__", ""), priority=priority)
-        op.lane_name = lane_of(ctx, prop)
+        op.lane = lane_of(ctx, prop)
         return self._push(op, const, (), mutable)
 
     def _push_async(
@@ -225,7 +225,7 @@ class Contract(Waiting):
     ) -> Operation:
         run_ctx = RunContext(ctx, self)
         op = Operation(Kind.ASYNC, lambda _, on_complete: fn(run_ctx, on_complete), name, priority=priority)
-        op.lane_name = lane_of(ctx, prop)
+        op.lane = lane_of(ctx, prop)
         return self._push(op, const, (), mutable)
 
     # ================================================================================================ bulk, shutdown

@@ -229,7 +229,7 @@ class Engine(Contract):
     # ================================================================================================ observing
     def statistics(self) -> Statistics:
         """Counters of what was pushed and who ran it.  Sync: never blocks."""
-        pushed, pending = self._seq, len(self._live)
+        pushed, pending = self._seq, len(self._live) + len(self._inbox)
         return Statistics(
             pushed=pushed,
             completed=pushed - pending,
@@ -310,7 +310,7 @@ class Engine(Contract):
 
         They end in their turn with `Cancelled`, which poisons what they would have changed.  Sync: never blocks.
         """
-        ops = locked(self._P, list, self._live.values())
+        ops = self._pending()
         for o in ops:
             o.cancel()
         return len(ops)
@@ -332,7 +332,7 @@ class Engine(Contract):
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<Engine {self.kind}, {self._lane.workers} workers, {len(self._live)} pending>"
+        return f"<Engine {self.kind}, {self._lane.workers} workers, {len(self._live) + len(self._inbox)} pending>"
 
 
 def _workers_wanted() -> int:

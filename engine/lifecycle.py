@@ -136,7 +136,7 @@ def _close_at_exit(engine: Engine) -> None:
     """Drain, then end the workers.  A push by a daemon thread from now on parks that thread: it could only fail noisily."""
     engine._closed = engine._parking = True
     idle_since = monotonic()
-    while engine._live:
+    while engine._live or engine._inbox:
         done = engine.statistics().completed
         try:
             engine._wait_cut(monotonic() + 0.5)
@@ -167,7 +167,7 @@ def _renew(engine: Engine) -> None:
     engine._P, engine._T, engine._life = threading.RLock(), threading.RLock(), threading.RLock()
     engine._turn_lock = threading.Lock()
     engine._inlining = None
-    unfinished = list(engine._live.values())
+    unfinished = [*engine._live.values(), *engine._inbox]
     engine._live = {}
     engine._inbox.clear()
     for lane in engine._lanes.values():

@@ -15,7 +15,6 @@ from .site import Site, describe, here
 
 if TYPE_CHECKING:
     from .core import Engine
-    from .ready import Lane
 
 
 class Kind(enum.Enum):
@@ -54,16 +53,24 @@ RUNNING: Final = State.RUNNING
 DONE: Final = State.DONE
 
 
-# Called in each copy of a pusher's context before a user's function runs in it; the array room pauses recording here.
+# Called in the context that a user's function is about to run in; the array room pauses recording here.
 user_context_hooks: list[Callable[[], object]] = []
+
+_EMPTY: Final = Context()
 
 
 def user_context() -> Context:
-    """A copy of the calling thread's context, prepared for a user's function."""
+    """A copy of the pusher's context."""
     context = copy_context()
+    return context if len(context) else _EMPTY  # one for all: a million pending operations hold a million objects less
+
+
+def run_in(context: Context, f: Callable[..., Any], *args: Any) -> None:
+    """Run a user's function in a copy of its pusher's context, prepared by the hooks."""
+    own = context.copy()
     for hook in user_context_hooks:
-        context.run(hook)
-    return context
+        own.run(hook)
+    own.run(f, *args)
 
 
 class Root:
@@ -122,7 +129,7 @@ class Operation:
     __slots__ = (
         "__weakref__",
         # set before admission, constant until DONE; fn, operands, context, preds and sources are dropped then
-        "cheap", "context", "engine", "fn", "kind", "lane", "lane_name", "name", "operands", "poison", "preds",
+        "cheap", "context", "engine", "fn", "kind", "lane", "name", "operands", "poison", "preds",
         "priority", "seq", "site", "sources",
         # T: everything about scheduling.  claim = [token, runner's lock, thread id, start in seconds]
         "claim", "state", "succ", "wait_count", "watch",
@@ -131,8 +138,6 @@ class Operation:
         "fate", "mark",
         # own thread: blocked, what it waits for right now.  Any thread: cancelled, only ever set.
         "blocked", "cancelled",
-        # the profiler's record, or None
-        "event",
     )  # fmt: skip
 
     def __init__(
@@ -154,22 +159,16 @@ class Operation:
         self.cheap = cheap
         self.operands = operands
         self.site = site
-        self.lane_name = lane
+        self.lane: Any = lane  # a name, or None; the Lane itself from admission on
         self.seq = -1
         self.state = NEW
         self.fate: Fate | None = None
-        self.mark = 0
         self.cancelled = False
-        self.context: Context | None = None
-        self.event: Any = None
-        # Not needed by an operation that runs within its push, so `_queue` sets them: engine context lane preds sources
-        # poison claim succ wait_count watch blocked
+        # An operation that runs within its push does not need the fields below: `Tracker._queue_steps` sets them.
 
     engine: Engine
     context: Context | None
-    lane: Lane
     mark: int
-    event: Any
     preds: tuple[Operation, ...]
     sources: int  # the first so many of preds: whose failure is this one's failure
     poison: Fate | None

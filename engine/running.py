@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from .atomic import Step, attempt, call, commit, index, locked, setitem
 from .errors import ArgumentTypeError, Cancelled, CompletionError, DeadlockError
-from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root
+from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in
 from .ready import Lane
 from .tracker import Tracker, fails_again, retire
 
@@ -324,7 +324,7 @@ class Runner(Tracker):
         if kind is USER:
             stack.append(op)
             op.mark = 1
-            op.context.run(fn)  # type: ignore[union-attr]
+            run_in(op.context, fn)  # type: ignore[arg-type]
             op.mark = 2
         elif kind is ATOMIC:
             context = self._kernel_context.copy()
@@ -369,7 +369,7 @@ class Runner(Tracker):
         claim[1] = kept
         op.mark = 1
         try:
-            op.context.run(fn, RunContext(None, self), complete)
+            run_in(op.context, fn, RunContext(None, self), complete)
         except BaseException as e:
             self._async_raised(op, claim, token, e)
             if here_and_now.worker is not self and not isinstance(e, Exception):

@@ -5,8 +5,8 @@ Who runs a ready operation is in running.py, waits are in waiting.py; both chang
 in the same manner.
 
 LOCKS (both re-entrant, only ever taken by `locked`)
-    P   order of pushes: Variable fields, `_seq`, appends to `_inbox`, additions to `_live`, `_inlining`.
-    T   scheduling: everything of an operation after its admission, the heaps, `_unseen`, removals from `_live`.
+    P   order of pushes: Variable fields, `_seq`, appends to `_inbox`, `_inlining`.
+    T   scheduling: everything of an operation after its admission, the heaps, `_live`, `_unseen`.
     Order: P before T.  Whoever holds T and needs P gives T away first (only a finalizer inside a T section can be in that
     place).  Pushers never take T and workers never take P, so a busy pusher and the workers form no convoy.
 
@@ -14,7 +14,7 @@ INVARIANTS (checked by `testing.audit`)
     I1  edges lead from lower to higher seq.
     I2  DONE only after all predecessors are DONE, whatever the fate: cancelled and poisoned operations end in their turn,
         else a later write would overtake a running reader.            [test_errors: test_cancelled_keeps_order]
-    I3  at every checkpoint: live = admitted and not DONE; PENDING: wait_count = undone predecessors, and the operation is in
+    I3  at every checkpoint: admitted and not DONE = in the inbox (NEW) or in live; PENDING: wait_count = undone predecessors, and the operation is in
         each one's succ once; READY: in its lane's heap.
     I4  see `Lane`.
     I5  an operation runs above another on one stack only if the lower one's wait needs it.
@@ -71,7 +71,7 @@ class Tracker:
         self._guard_t: list[Any] = [None]
         self._seq = 0  # P: the next operation's place in push order
         self._inbox: deque[Operation] = deque()  # admitted, edges not drawn: appended under P, taken under T
-        self._live: dict[int, Operation] = {}  # seq -> not DONE: set under P, removed under T
+        self._live: dict[int, Operation] = {}  # T: seq -> edges drawn, not DONE
         self._unseen: list[Root] = []  # T: roots that no wait has raised
         self._unseen_more = 0  # T: how many more there were
         self._inlining: tuple[Operation, Plan] | None = None  # P: not None exactly while a kernel runs inside a push
@@ -196,18 +196,19 @@ class Tracker:
         _, reads, writes, updates, steps, keep, _ = planned
         op.engine = self  # type: ignore[assignment]
         lane = self._lane
-        if op.lane_name is not None:
-            lane = self._lanes.get(op.lane_name) or self._new_lane(op.lane_name)
-        op.lane = lane
+        name = op.lane
+        if name is None:
+            op.lane = lane
+        elif type(name) is str:
+            op.lane = self._lanes.get(name) or self._new_lane(name)
         op.succ = op.watch = ()
         op.claim = op.blocked = None
         op.wait_count = 0
         op.context = None if op.kind is ATOMIC or op.kind is Kind.KERNEL else user_context()
         op.mark = 0
-        op.event = None
         if op.site is None:
             op.site = here(5)
-        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), (setitem, self._live, op.seq, op), *steps]
+        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
         for v in reads:
             readers = v.readers
             if not readers:
@@ -360,7 +361,7 @@ class Tracker:
         busy = allocate_lock()
         busy.acquire()  # its runner, the frame below, exists
         op.claim = [object(), busy, get_ident(), monotonic()]
-        out.append((setattr, op, "state", RUNNING))
+        out += ((setitem, self._live, op.seq, op), (setattr, op, "state", RUNNING))
         commit(self._guard_p, t, out)
 
     # ------------------------------------------------------------------------------------------------ odds and ends of P
@@ -430,6 +431,7 @@ class Tracker:
                 steps.append((setattr, o, "state", READY))
                 steps.append((heappush, o.lane.heap, (rank(o), o.seq, o)))
                 ready.append(o)
+            steps.append((setitem, self._live, o.seq, o))
             steps.append((deque.popleft, inbox))
 
     # ================================================================================================ completion (T)

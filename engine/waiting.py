@@ -327,15 +327,22 @@ class Waiting(Runner):
     # ================================================================================================ all operations
     def _wait_cut(self, end: float | None) -> None:
         """Wait for what is admitted now: a cut, else two steady pushers would keep it here for ever."""
-        ops = locked(self._P, list, self._live.values())
+        ops = self._pending()
         ops.reverse()  # the last first: when that is done, most are
         for o in ops:
             if o.state is not DONE:
                 self.wait_op(o, None if end is None else max(0.0, end - monotonic()))
 
+    def _pending(self) -> list[Operation]:
+        """What is admitted and not done now, in push order."""
+        return locked(self._T, self._pending_locked)
+
+    def _pending_locked(self) -> list[Operation]:
+        return [*list(self._live.values()), *list(self._inbox)]  # each list() is one C call
+
     def _busy(self) -> bool:
         """Is anything pending that is not waiting for a callback of push_async?"""
-        ops = locked(self._P, list, self._live.values())
+        ops = self._pending()
         return any(o.state is READY or (o.state is RUNNING and not (o.kind is Kind.ASYNC and o.mark == 1)) for o in ops)
 
     def _take_unseen(self) -> tuple[list[Root], int]:
