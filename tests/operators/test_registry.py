@@ -67,6 +67,12 @@ MORE_REFERENCES: dict[str, Callable[..., Any]] = {
     "strided_assign": _scattered,
 }
 
+# Operators whose last bits depend on the layout of their operands, each with the reason.
+LAYOUT_BITS = {
+    "power": "NumPy's vector loop takes contiguous memory only",
+    "arctan2": "NumPy's vector loop takes contiguous memory only",
+}
+
 # Operators without a reference, each with the reason.
 UNREFERENCED: dict[str, str] = {}
 
@@ -332,12 +338,19 @@ def test_layout_of_inputs_does_not_matter(op: Operator, layout: Callable[..., Ar
         expected = case.values(arrays_of(raws))
         views = [None if x is None else layout(x) for x in raws]
         same([v for v in views if v is not None], [x for x in raws if x is not None])
-        same(case.values(views), expected)
+        found = case.values(views)
+        if op.name in LAYOUT_BITS:
+            for y, w in zip(found, expected, strict=True):
+                np.testing.assert_array_max_ulp(y, w, 2)
+        else:
+            same(found, expected)
 
 
 @each
 def test_zero_size_inputs(op: Operator) -> None:
     """An axis of length 0: the operator refuses it at the call, or works, as NumPy where there is a reference."""
+    if "strides" in op.attributes:
+        pytest.skip("its attributes are a geometry over an array of exactly this shape")
     reference, worked = reference_of(op), 0
     for case in cases(op):
         raws = case.raws()
