@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..engine import ArgumentError
+from ._late import nd_face
 from .context import Context
 
 Seed = tuple[tuple[int, int], int]  # (Philox key, number of the operation)
@@ -81,3 +82,63 @@ def generator(taken: Seed) -> np.random.Generator:
     key, number = taken
     counter: Any = (0, 0, number, 0)
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))
+
+
+# ---- draws: the operators of operators/random.py under MXNet's names ---------------------------------------------------
+
+
+def _draw(name: str, parameters: Sequence[Any], shape: Any, dtype: Any, ctx: Any, out: Any) -> Any:
+    """One distribution, with numbers or (then one for each of their elements) arrays as parameters."""
+    if not any(hasattr(p, "shape") and p.shape for p in parameters):
+        if out is not None and shape is None:
+            shape = out.shape
+        return getattr(nd_face, f"random_{name}")(*parameters, shape=shape, dtype=dtype, ctx=ctx, out=out)
+    return getattr(nd_face, f"sample_{name}")(*parameters, shape=shape, dtype=dtype, out=out)
+
+
+def uniform(low: Any = 0, high: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Uniform numbers in [low, high).
+
+    Parameters
+    ----------
+    low, high : number, or arrays of one shape (s...)
+        Arrays draw `shape` numbers for each of their elements: the result is (s..., shape...).
+    shape : int or tuple
+        Default: one number.
+    dtype : floating-point dtype
+        Default: float32.
+
+    Never blocks.   Raises: ArgumentError at the call, for low > high too.
+
+    >>> from vardag import nd
+    >>> nd.random.uniform(0, 1, shape=(2, 3)).shape
+    (2, 3)
+    """
+    return _draw("uniform", (low, high), shape, dtype, ctx, out)
+
+
+def normal(loc: Any = 0, scale: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Normal numbers of this mean and standard deviation (0 or more).  For the rest see `uniform`."""
+    return _draw("normal", (loc, scale), shape, dtype, ctx, out)
+
+
+def randn(*shape: int, loc: Any = 0, scale: Any = 1, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Normal numbers of a shape given as arguments.  For the rest see `uniform`."""
+    return _draw("normal", (loc, scale), shape, dtype, ctx, out)
+
+
+def gamma(alpha: Any = 1, beta: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Gamma-distributed numbers of shape alpha and scale beta (above 0).  For the rest see `uniform`."""
+    return _draw("gamma", (alpha, beta), shape, dtype, ctx, out)
+
+
+def exponential(scale: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Exponentially distributed numbers of mean scale (above 0).  For the rest see `uniform`."""
+    return _draw(
+        "exponential", (1.0 / scale if hasattr(scale, "shape") or scale > 0 else scale,), shape, dtype, ctx, out
+    )
+
+
+def poisson(lam: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Poisson-distributed numbers of mean lam (0 or more).  For the rest see `uniform`."""
+    return _draw("poisson", (lam,), shape, dtype, ctx, out)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from . import creation, elementwise, shaping
+from . import arranging, creation, elementwise, indexing, linalg, random, reduction, shaping
 from .faces import nd_face, numpy_face, publish
 from .schema import Operator, registry
 
 publish()
 
-__all__ = ["Operator", "creation", "elementwise", "nd_face", "numpy_face", "registry", "shaping"]
+__all__ = [
+    "Operator",
+    "arranging",
+    "creation",
+    "elementwise",
+    "indexing",
+    "linalg",
+    "nd_face",
+    "nn",
+    "numpy_face",
+    "optimizer",
+    "random",
+    "reduction",
+    "registry",
+    "shaping",
+    "softmax",
+]

@@ -20,7 +20,7 @@ from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray
 from ..ndarray.shape import Shape
 from .infer import loop_dtypes
-from .push import invoke, operands
+from .push import invoke, operands, refusal
 from .schema import Attributes, Operator, registry
 
 Adapt = Callable[[list[Any], Attributes], "tuple[Operator, list[Any], Attributes] | None"]
@@ -201,7 +201,10 @@ class NDFace(Face):
         if rule.extra:
             named = {**rule.extra, **named}
         if rule.adapt is not None:
-            changed = rule.adapt(inputs, named)
+            try:
+                changed = rule.adapt(inputs, named)
+            except (ValueError, TypeError, IndexError) as error:
+                raise refusal(op, inputs, error) from None
             if changed is not None:
                 op, inputs, named = changed
         attributes = op.bind(named)
@@ -262,6 +265,18 @@ def attribute_dtype(default: Any = None) -> Callable[[DType | None, Attributes],
 
 numpy_face = NumpyFace()
 nd_face = NDFace()
+
+
+def composed(*aliases: str) -> Callable[[Method], Method]:
+    """Declare a function of the nd face that is made of operators, each recorded on its own.  Arrays have it as a method."""
+
+    def declare(function: Method) -> Method:
+        for name in (function.__name__, *aliases):
+            setattr(nd_face, name, function)
+            nd_face.methods[name] = function
+        return function
+
+    return declare
 
 
 def publish() -> None:
