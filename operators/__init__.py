@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from . import arranging, creation, elementwise, indexing, linalg, random, reduction, shaping
+from . import (
+    arranging,
+    creation,
+    elementwise,
+    indexing,
+    linalg,
+    nn,
+    optimizer,
+    random,
+    reduction,
+    shaping,
+    softmax,
+)
 from .faces import nd_face, numpy_face, publish
 from .schema import Operator, registry
 
