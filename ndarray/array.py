@@ -256,7 +256,7 @@ class Array:
         Never blocks.   Raises: ArrayIndexError, ArgumentError at the call.   Gradient: flows to `value`, and to the
         old value outside of the region.
         """
-        self._ops.assign(value, out=self if key == slice(None) else self[key])
+        self._ops.assign(value, out=self if isinstance(key, slice) and key == slice(None) else self[key])
 
     def reshape(self, *shape: Any, reverse: bool = False, **kwargs: Any) -> Self:
         """The same elements in another shape: a view when the elements are contiguous, else of a copy.

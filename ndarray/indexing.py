@@ -55,12 +55,16 @@ def basic_index(shape: Shape, strides: Strides, offset: int, key: Any) -> tuple[
             new_strides.append(stride * step)
             offset += start * step if length else 0
         else:
-            if isinstance(item, bool) or not hasattr(item, "__index__"):
-                raise ArrayIndexError(f"[index] {item!r}: an int, a slice, '...' or None expected")
-            i = operator.index(item)
+            try:
+                i = operator.index(item if not isinstance(item, bool) else None)  # type: ignore[arg-type]
+            except TypeError:
+                what = repr(item) if isinstance(item, int | float | str) else type(item).__name__
+                raise ArrayIndexError(f"[index] {what}: an int, a slice, '...' or None expected") from None
             if not -n <= i < n:
                 raise ArrayIndexError(f"[index] index {i} is out of bounds for axis {axis} with size {n}")
             offset += (i % n) * step
         axis += 1
     shape, strides = tuple(new_shape), tuple(new_strides)
+    if 0 in shape:
+        offset = 0  # an empty view lies anywhere; inside the memory
     return shape, None if contiguous(shape, strides) else strides, offset
