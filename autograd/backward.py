@@ -192,7 +192,7 @@ class Walk:
         for key in node.saved:
             if key not in op.definitions:
                 values[key] = _array(node.saved[key])
-        if op.variadic:
+        if op.variadic in node.names:
             values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
         for name, text in op.definitions.items():
             if name in node.names:
@@ -233,12 +233,14 @@ class Walk:
         op = node.op
         named = {name for text, _ in group for name in text.names}
         parts = [
-            (text, [None if i is None else (op.input_name(i), node.metas[i], outs[i]._chunk.buffer) for i in part])
+            (
+                text,
+                self._metadata(node, indices, part),
+                [None if i is None else (op.input_name(i), node.metas[i], outs[i]._chunk.buffer) for i in part],
+            )
             for text, part in group
         ]
         values: dict[str, Any] = {}
-        for _, part in group:
-            values |= self._metadata(node, indices, part)
 
         def plan() -> Admission:
             reads = []
@@ -258,7 +260,7 @@ class Walk:
             for name, kept in node.saved.items():
                 if name in named:
                     values[name] = resolve(kept)
-            if op.variadic and op.variadic in named:
+            if op.variadic in named:
                 values[op.variadic] = [resolve(node.saved[op.variadic, i]) for i in _variadic(node)]
             launch = GradientLaunch(op, values, node.attributes, parts)  # type: ignore[arg-type]
             writes = [out._chunk.buffer.variable for out in outs.values()]
