@@ -18,17 +18,50 @@ class Statistics:
 
 def statistics() -> Statistics: ...
 
+def Activation(data: Any, act_type: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """relu, sigmoid, tanh, softrelu or softsign of each element: the operator of that name."""
+
 def Cast(data: Any, dtype: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in another dtype, by C's conversion (towards zero).  The gradient is cast back."""
 
 def Concat(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The arrays one after the other along the axis `dim`."""
 
+def Dropout(data: Any, p: Any = 0.5, mode: Any = 'training', axes: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Each element is 0 with probability p, else divided by 1 - p; in predict mode a copy, unless mode is 'always'."""
+
+def Embedding(data: Any, weight: Any, input_dim: Any = 0, output_dim: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The rows of a table.  Shapes: (i...), (input_dim, output_dim) -> (i..., output_dim)."""
+
 def Flatten(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x as (first axis, all the others)."""
 
-def Reshape(data: Any, shape: Any, reverse: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The elements of x in another shape; knows the codes 0, -1, -2, -3 and -4 (see NDArray.reshape)."""
+def FullyConnected(data: Any, weight: Any, bias: Any = None, num_hidden: Any = ..., no_bias: Any = False, flatten: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """data @ weight.T + bias."""
+
+def LeakyReLU(data: Any, gamma: Any = None, act_type: Any = 'leaky', slope: Any = 0.25, lower_bound: Any = 0.125, upper_bound: Any = 0.334, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Rectifiers that let something through below 0."""
+
+def LinearRegressionOutput(data: Any, label: Any, grad_scale: Any = 1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The data, with the gradient of half the squared distance from the label."""
+
+def LogisticRegressionOutput(data: Any, label: Any, grad_scale: Any = 1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """sigmoid of the data, with the gradient of the cross entropy with the label."""
+
+def MAERegressionOutput(data: Any, label: Any, grad_scale: Any = 1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The data, with the gradient of the absolute distance from the label."""
+
+def Reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The elements of x in another shape, one size of which may be -1."""
+
+def Softmax(data: Any, label: Any, grad_scale: Any = 1.0, ignore_label: Any = -1.0, multi_output: Any = False, use_ignore: Any = False, preserve_shape: Any = False, normalization: Any = 'null', out_grad: Any = False, smooth_alpha: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """softmax, whose gradient is *defined* as that of the cross entropy with the labels: softmax - target."""
+
+def SoftmaxActivation(data: Any, mode: Any = 'instance', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """softmax along the last axis, or, with mode 'channel', along axis 1."""
+
+def SoftmaxOutput(data: Any, label: Any, grad_scale: Any = 1.0, ignore_label: Any = -1.0, multi_output: Any = False, use_ignore: Any = False, preserve_shape: Any = False, normalization: Any = 'null', out_grad: Any = False, smooth_alpha: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """softmax, whose gradient is *defined* as that of the cross entropy with the labels: softmax - target."""
 
 def SwapAxis(data: Any, dim1: Any = 0, dim2: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x with two axes exchanged."""
@@ -51,8 +84,53 @@ def _np_negative(data: Any, *, out: Any = None, ctx: Context | None = None, name
 def _plus(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
 
+def _random_exponential(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Exponential with rate lam.  `shape` elements."""
+
+def _random_gamma(alpha: Any = 1.0, beta: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Gamma with shape alpha and scale beta.  `shape` elements."""
+
+def _random_generalized_negative_binomial(mu: Any = 1.0, alpha: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements."""
+
+def _random_negative_binomial(k: Any = 1, p: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Failures before the k-th success, each of probability p.  `shape` elements."""
+
+def _random_normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normal with mean loc and standard deviation scale.  `shape` elements."""
+
+def _random_poisson(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with mean lam.  `shape` elements."""
+
+def _random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform in [low, high).  `shape` elements."""
+
+def _sample_exponential(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Exponential with rate lam.  `shape` elements for each parameter."""
+
+def _sample_gamma(alpha: Any, beta: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Gamma with shape alpha and scale beta.  `shape` elements for each parameter."""
+
+def _sample_generalized_negative_binomial(mu: Any, alpha: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements for each parameter."""
+
+def _sample_negative_binomial(k: Any, p: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Failures before the k-th success, each of probability p.  `shape` elements for each parameter."""
+
+def _sample_normal(loc: Any, scale: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter."""
+
+def _sample_poisson(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with mean lam.  `shape` elements for each parameter."""
+
+def _sample_uniform(low: Any, high: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform in [low, high).  `shape` elements for each parameter."""
+
 def abs(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """abs of each element."""
+
+def adam_update(weight: Any, grad: Any, mean: Any, var: Any, lr: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-08, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """mean = beta1 mean + (1 - beta1) g;  var = beta2 var + (1 - beta2) g^2;  weight - lr mean / (sqrt(var) + epsilon)."""
 
 def add(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
@@ -81,8 +159,23 @@ def arctan2(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, 
 def arctanh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """arctanh of each element."""
 
+def argmax(data: Any, axis: Any = None, keepdims: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The index of the first largest element, along an axis or (None) of the flattened array."""
+
+def argmax_channel(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The index of the first largest element along axis 1."""
+
+def argmin(data: Any, axis: Any = None, keepdims: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The index of the first smallest element, along an axis or (None) of the flattened array."""
+
+def argsort(data: Any, axis: Any = -1, is_ascend: Any = True, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The indices that would sort x along an axis; int64 (in the nd face float32) by default."""
+
 def assign(value: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """What ``x[...] = value`` pushes: value broadcast to `shape` and cast."""
+
+def batch_dot(A: Any, B: Any, transpose_a: Any = False, transpose_b: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The products of corresponding matrices: (..., n, k), (..., k, m) -> (..., n, m); leading axes are equal."""
 
 def broadcast_add(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
@@ -162,6 +255,9 @@ def cbrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | 
 def ceil(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """ceil of each element."""
 
+def choose_element_0index(a: Any, index: Any, axis: Any = -1, keepdims: Any = False, mode: Any = 'clip', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """One element of each row along an axis."""
+
 def clip(data: Any, a_min: Any = None, a_max: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Elements below a_min become a_min, those above a_max become a_max.  The gradient at the bounds is g."""
 
@@ -183,6 +279,9 @@ def cos(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def cosh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """cosh of each element."""
 
+def cumsum(a: Any, axis: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Sums of the elements up to each one, along an axis or (None) of the flattened array.   x: any shape."""
+
 def degrees(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """degrees of each element."""
 
@@ -191,6 +290,9 @@ def digamma(data: Any, *, out: Any = None, ctx: Context | None = None, name: str
 
 def divide(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """divide of each pair of elements."""
+
+def dot(A: Any, B: Any, transpose_a: Any = False, transpose_b: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum over the last axis of x (the first, if transposed) and the first of y (the last, if transposed)."""
 
 def elemwise_add(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
@@ -231,11 +333,20 @@ def fix(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def flatten(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x as (first axis, all the others)."""
 
+def flip(data: Any, axis: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x in reverse order along an axis or several."""
+
 def floor(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """floor of each element."""
 
 def floor_divide(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """floor_divide of each pair of elements."""
+
+def ftml_update(weight: Any, grad: Any, d: Any, v: Any, z: Any, lr: Any, beta1: Any = 0.6, beta2: Any = 0.999, epsilon: Any = 1e-08, t: Any = ..., wd: Any = 0.0, rescale_grad: Any = 1.0, clip_grad: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """v = beta2 v + (1 - beta2) g^2;  e = (1 - beta1^t) / lr (sqrt(v / (1 - beta2^t)) + epsilon);"""
+
+def ftrl_update(weight: Any, grad: Any, z: Any, n: Any, lr: Any, lamda1: Any = 0.01, beta: Any = 1.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """z += g - (sqrt(n + g^2) - sqrt(n)) weight / lr;  n += g^2, g without weight decay;"""
 
 def full(shape: Any, val: Any, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """A shape (an int or a tuple) full of one value, cast towards zero; float32 by default."""
@@ -245,6 +356,9 @@ def gamma(data: Any, *, out: Any = None, ctx: Context | None = None, name: str |
 
 def gammaln(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """gammaln of each element."""
+
+def gather_nd(a: Any, indices: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x[indices[0], indices[1], ...].  An index out of range is an error on the data."""
 
 def greater(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """greater of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
@@ -258,6 +372,12 @@ def hypot(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, na
 def identity(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """A copy of x, of any shape; the bytes are shared until x or the copy is written."""
 
+def lamb_update_phase1(weight: Any, grad: Any, mean: Any, var: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-06, t: Any = ..., bias_correction: Any = True, wd: Any = ..., rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """mean and var as adam_update;  mean / (sqrt(var) + epsilon) + wd weight, the direction of LAMB."""
+
+def lamb_update_phase2(weight: Any, g: Any, r1: Any, r2: Any, lr: Any, lower_bound: Any = -1.0, upper_bound: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """weight - lr ratio g;  ratio = r1 / r2, r1 limited to the bounds, or 1 if r1 or r2 is 0."""
+
 def less(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """less of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
@@ -269,6 +389,9 @@ def lesser(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, n
 
 def lesser_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """less_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
+
+def linalg_gemm2(A: Any, B: Any, transpose_a: Any = False, transpose_b: Any = False, alpha: Any = 1.0, axis: Any = -2, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """alpha times the products of corresponding matrices: (..., n, k), (..., k, m) -> (..., n, m)."""
 
 def linspace(start: Any, stop: Any, num: Any, endpoint: Any = True, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """num numbers from start to stop at equal distances; float32 by default."""
@@ -285,6 +408,9 @@ def log1p(data: Any, *, out: Any = None, ctx: Context | None = None, name: str |
 def log2(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """log2 of each element."""
 
+def log_softmax(data: Any, axis: Any = -1, temperature: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The logarithm of softmax, exact also where softmax is 0."""
+
 def logical_and(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """logical_and of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
@@ -297,8 +423,26 @@ def logical_or(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = Non
 def logical_xor(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """logical_xor of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
+def matmul(x: Any, y: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The matrix product over the last two axes; the axes before them broadcast."""
+
+def max(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The largest element; every element that ties has gradient g."""
+
+def max_axis(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The largest element; every element that ties has gradient g."""
+
 def maximum(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """maximum of each pair of elements."""
+
+def mean(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The mean of the elements; float64 for integers."""
+
+def min(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The smallest element; every element that ties has gradient g."""
+
+def min_axis(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The smallest element; every element that ties has gradient g."""
 
 def minimum(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """minimum of each pair of elements."""
@@ -312,11 +456,29 @@ def modulo(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, n
 def multiply(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """multiply of each pair of elements."""
 
+def nag_mom_update(weight: Any, grad: Any, mom: Any, lr: Any, momentum: Any = 0.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """mom = momentum mom - lr g;  weight + momentum mom - lr g.  Source: Nesterov 1983."""
+
+def nanprod(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The product of the elements that are not nan."""
+
+def nansum(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of the elements that are not nan."""
+
 def negative(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """negative of each element."""
 
+def norm(data: Any, ord: Any = 2, axis: Any = None, out_dtype: Any = None, keepdims: Any = False, *, exclude: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of absolute values (ord=1) or the root of the sum of squares (ord=2)."""
+
+def normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normal with mean loc and standard deviation scale.  `shape` elements."""
+
 def not_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """not_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
+
+def one_hot(indices: Any, depth: Any, on_value: Any = 1.0, off_value: Any = 0.0, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """on_value where the index is, off_value elsewhere, along a new last axis; an index out of range has no place."""
 
 def ones(shape: Any, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Ones of a shape (an int or a tuple); float32 by default."""
@@ -324,14 +486,41 @@ def ones(shape: Any, dtype: Any = None, *, out: Any = None, ctx: Context | None 
 def ones_like(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Ones of the shape and dtype of x."""
 
+def pick(a: Any, index: Any, axis: Any = -1, keepdims: Any = False, mode: Any = 'clip', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """One element of each row along an axis."""
+
 def pow(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """power of each pair of elements."""
 
 def power(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """power of each pair of elements."""
 
+def prod(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The product of the elements.  The gradient is exact where elements are 0, too."""
+
 def radians(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """radians of each element."""
+
+def random_exponential(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Exponential with rate lam.  `shape` elements."""
+
+def random_gamma(alpha: Any = 1.0, beta: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Gamma with shape alpha and scale beta.  `shape` elements."""
+
+def random_generalized_negative_binomial(mu: Any = 1.0, alpha: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements."""
+
+def random_negative_binomial(k: Any = 1, p: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Failures before the k-th success, each of probability p.  `shape` elements."""
+
+def random_normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normal with mean loc and standard deviation scale.  `shape` elements."""
+
+def random_poisson(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with mean lam.  `shape` elements."""
+
+def random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform in [low, high).  `shape` elements."""
 
 def rcbrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / cbrt(x) of each element."""
@@ -342,14 +531,23 @@ def reciprocal(data: Any, *, out: Any = None, ctx: Context | None = None, name: 
 def relu(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """max(x, 0) of each element; the gradient at 0 is 0."""
 
-def reshape(data: Any, shape: Any, reverse: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The elements of x in another shape; knows the codes 0, -1, -2, -3 and -4 (see NDArray.reshape)."""
+def reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The elements of x in another shape, one size of which may be -1."""
+
+def reverse(data: Any, axis: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x in reverse order along an axis or several."""
 
 def rint(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The nearest integer; halves downwards, as in MXNet."""
 
 def rint_half_down(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The nearest integer; halves downwards, as in MXNet."""
+
+def rmsprop_update(weight: Any, grad: Any, n: Any, lr: Any, gamma1: Any = 0.95, epsilon: Any = 1e-08, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, clip_weights: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """n = gamma1 n + (1 - gamma1) g^2;  weight - lr g / sqrt(n + epsilon), limited to [-clip_weights, clip_weights]."""
+
+def rmspropalex_update(weight: Any, grad: Any, n: Any, g: Any, delta: Any, lr: Any, gamma1: Any = 0.95, gamma2: Any = 0.9, epsilon: Any = 1e-08, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, clip_weights: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """n = gamma1 n + (1 - gamma1) h^2;  g = gamma1 g + (1 - gamma1) h, with h the gradient;"""
 
 def round(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The nearest integer; halves away from zero, as in MXNet."""
@@ -360,6 +558,36 @@ def round_half_away(data: Any, *, out: Any = None, ctx: Context | None = None, n
 def rsqrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / sqrt(x) of each element."""
 
+def sample_exponential(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Exponential with rate lam.  `shape` elements for each parameter."""
+
+def sample_gamma(alpha: Any, beta: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Gamma with shape alpha and scale beta.  `shape` elements for each parameter."""
+
+def sample_generalized_negative_binomial(mu: Any, alpha: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements for each parameter."""
+
+def sample_negative_binomial(k: Any, p: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Failures before the k-th success, each of probability p.  `shape` elements for each parameter."""
+
+def sample_normal(loc: Any, scale: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter."""
+
+def sample_poisson(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Poisson with mean lam.  `shape` elements for each parameter."""
+
+def sample_uniform(low: Any, high: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform in [low, high).  `shape` elements for each parameter."""
+
+def scatter_nd(a: Any, indices: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Zeros of a shape with the elements of x at indices[0], indices[1], ...; of duplicates the last one stays."""
+
+def sgd_mom_update(weight: Any, grad: Any, mom: Any, lr: Any, momentum: Any = 0.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """mom = momentum mom - lr g;  weight + mom."""
+
+def sgd_update(weight: Any, grad: Any, lr: Any, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """weight - lr g."""
+
 def sigmoid(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / (1 + exp(-x)) of each element."""
 
@@ -368,6 +596,12 @@ def sign(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | 
 
 def sign_or_zero(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The sign of each element; 0 for nan, as in MXNet."""
+
+def signsgd_update(weight: Any, grad: Any, lr: Any, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """(1 - lr wd) weight - lr sign(g), g without weight decay.  Source: Bernstein et al. 2018."""
+
+def signum_update(weight: Any, grad: Any, mom: Any, lr: Any, momentum: Any = 0.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, wd_lh: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """mom = momentum mom - (1 - momentum) g;  (1 - lr wd_lh) weight + lr sign(mom).  Source: Bernstein et al. 2018."""
 
 def sin(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """sin of each element."""
@@ -378,6 +612,15 @@ def sinh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | 
 def slice_axis(data: Any, axis: Any, begin: Any, end: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x[begin:end] along one axis, as a copy; an end of None is the axis's."""
 
+def softmax(data: Any, length: Any = None, axis: Any = -1, temperature: Any = None, dtype: Any = None, use_length: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """exp(x / temperature) along an axis, divided by the sum."""
+
+def softmax_cross_entropy(data: Any, label: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of -log softmax(data) at the labels."""
+
+def softmin(data: Any, axis: Any = -1, temperature: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """softmax of -x.  x: any shape with axes, floating point."""
+
 def softplus(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """log(1 + exp(x)) of each element."""
 
@@ -386,6 +629,9 @@ def softrelu(data: Any, *, out: Any = None, ctx: Context | None = None, name: st
 
 def softsign(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x / (1 + abs(x)) of each element."""
+
+def sort(data: Any, axis: Any = -1, is_ascend: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x in order along an axis."""
 
 def sqrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """sqrt of each element."""
@@ -396,17 +642,32 @@ def square(data: Any, *, out: Any = None, ctx: Context | None = None, name: str 
 def squeeze(data: Any, axis: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x without its axes of length 1, or without those in `axis`."""
 
+def stack(*data: Any, axis: Any = 0, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Arrays of one shape along a new axis.  Shapes: (a..., b...), ... -> (a..., number of arrays, b...)."""
+
 def subtract(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """subtract of each pair of elements."""
 
+def sum(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of the elements."""
+
+def sum_axis(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of the elements."""
+
 def swapaxes(data: Any, dim1: Any = 0, dim2: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x with two axes exchanged."""
+
+def take(a: Any, indices: Any, axis: Any = 0, mode: Any = 'clip', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The slices of x along an axis that the indices name."""
 
 def tan(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """tan of each element."""
 
 def tanh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """tanh of each element."""
+
+def topk(data: Any, axis: Any = -1, k: Any = 1, ret_typ: Any = 'indices', is_ascend: Any = False, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The indices of the k largest (smallest, if ascending) elements along an axis, in order; of all for k < 1."""
 
 def transpose(data: Any, axes: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x with its axes in the order `axes`; reversed by default."""
@@ -416,6 +677,9 @@ def true_divide(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = No
 
 def trunc(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """trunc of each element."""
+
+def uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform in [low, high).  `shape` elements."""
 
 def where(condition: Any, x: Any, y: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Elements of x where the condition is not 0, else of y.  All three broadcast."""

@@ -22,7 +22,7 @@ from .device import RawArray, device_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index
 from .line import DETACHED, READ_ONLY, Line, scope
-from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, reshape_codes
+from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, literal_shape
 
 A = TypeVar("A", bound="Array")
 
@@ -258,21 +258,14 @@ class Array:
         """
         self._ops.assign(value, out=self if isinstance(key, slice) and key == slice(None) else self[key])
 
-    def reshape(self, *shape: Any, reverse: bool = False, **kwargs: Any) -> Self:
-        """The same elements in another shape: a view when the elements are contiguous, else of a copy.
+    def reshape(self, *shape: Any) -> Self:
+        """The same elements in another shape, one size of which may be -1.
 
-        Knows MXNet's codes 0, -1, -2, -3 and -4.  Never blocks; ArgumentError at the call.
-
-        >>> from vardag import nd
-        >>> nd.zeros((2, 3, 4)).reshape((0, -1)).shape
-        (2, 12)
+        A view when the elements are contiguous, else of a copy.  Never blocks; ArgumentError at the call.
         """
-        if "shape" in kwargs:
-            shape = (kwargs.pop("shape"),)
-        if kwargs:
-            raise ArgumentTypeError(f"[reshape] unknown argument {next(iter(kwargs))!r}")
-        codes = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
-        new = reshape_codes(self._shape, tuple(int(n.__index__()) for n in codes), reverse=reverse)
+        return self._reshaped(literal_shape(self._shape, shape[0] if len(shape) == 1 else shape))
+
+    def _reshaped(self, new: Shape) -> Self:
         base = self if self._strides is None else self._ops.compact(self)
         return base._view(new, None, base._offset)
 

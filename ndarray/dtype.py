@@ -14,7 +14,7 @@ DType = np.dtype[Any]
 
 NAMES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "bool")
 KNOWN: frozenset[DType] = frozenset(np.dtype(name) for name in NAMES)
-FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
 INT64, BOOL = np.dtype(np.int64), np.dtype(np.bool_)
 
 

@@ -6,7 +6,7 @@ conversion, results have the operand's dtype, no result has shape ().  The rules
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from .array import Array
 from .context import Context
 from .device import RawArray
 from .dtype import FLOAT32, as_dtype
-from .shape import Shape
+from .shape import Shape, reshape_codes
 
 
 class NDArray(Array):
@@ -52,6 +52,23 @@ class NDArray(Array):
     def asscalar(self) -> Any:
         """The only element as a NumPy scalar.  Sync: blocks.   Raises: ArgumentError if there is not exactly one."""
         return self._scalar()
+
+    def reshape(self, *shape: Any, reverse: bool = False, **kwargs: Any) -> Self:
+        """The same elements in another shape: a view when the elements are contiguous, else of a copy.
+
+        0 copies a dimension, -1 infers one, -2 copies the rest, -3 merges two, -4 splits one into the two sizes behind
+        it; `reverse` reads both shapes from the right.  Never blocks; ArgumentError at the call.
+
+        >>> from vardag import nd
+        >>> nd.zeros((2, 3, 4)).reshape((0, -1)).shape
+        (2, 12)
+        """
+        if "shape" in kwargs:
+            shape = (kwargs.pop("shape"),)
+        if kwargs:
+            raise ArgumentTypeError(f"[reshape] unknown argument {next(iter(kwargs))!r}")
+        codes = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
+        return self._reshaped(reshape_codes(self._shape, tuple(int(n.__index__()) for n in codes), reverse=reverse))
 
     def at(self, idx: int) -> NDArray:
         """``self[idx]``: a view of one row."""

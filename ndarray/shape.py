@@ -59,6 +59,24 @@ def as_shape(shape: Any, what: str = "shape") -> Shape:
     return dims
 
 
+def literal_shape(old: Shape, new: Any) -> Shape:
+    """`new` (an int or ints) as a shape of as many elements as `old` has; one size may be -1.
+
+    >>> literal_shape((2, 3), (-1, 2)), literal_shape((0, 3), (0, 7))
+    ((3, 2), (0, 7))
+    """
+    given = (new,) if hasattr(new, "__index__") else tuple(new)
+    shape = tuple(int(n.__index__()) for n in given)
+    size = math.prod(old)
+    unknown = [i for i, n in enumerate(shape) if n < 0]
+    known = math.prod(n for n in shape if n >= 0)
+    if len(unknown) == 1 and shape[unknown[0]] == -1 and known and size % known == 0:
+        return tuple(size // known if n == -1 else n for n in shape)
+    if unknown or known != size:
+        raise ArgumentError(f"[reshape] cannot reshape an array of shape {old} to {shape}")
+    return shape
+
+
 def reshape_codes(old: Shape, codes: Shape, *, reverse: bool = False) -> Shape:
     """The new shape that MXNet's reshape codes mean.
 

@@ -14,6 +14,7 @@ from . import (
     reduction,
     shaping,
     softmax,
+    sorting,
 )
 from .faces import nd_face, numpy_face, publish
 from .schema import Operator, registry
@@ -36,4 +37,5 @@ __all__ = [
     "registry",
     "shaping",
     "softmax",
+    "sorting",
 ]

@@ -12,7 +12,7 @@ from ..ndarray.dtype import DType, truncated
 from ..ndarray.shape import broadcast
 from .faces import Rule
 from .infer import broadcasting, same_shape
-from .schema import Attributes, Inferred, Metas, Operator, Sample, operator, registry, zero
+from .schema import Attributes, Inferred, Metas, Operator, Sample, call_into, operator, registry, zero
 
 TRANSCENDENTAL = 16.0  # cost of an element of exp and the like, against 1 for an addition
 UNARY = {"data": "x"}
@@ -164,7 +164,7 @@ composed("rsqrt", lambda x, out: ((np.sqrt, x, out), (np.divide, 1, out, out)), 
          domain=(0.5, 4), reference=lambda x: 1 / np.sqrt(x), doc="1 / sqrt(x) of each element.")
 composed("rcbrt", lambda x, out: ((np.cbrt, x, out), (np.divide, 1, out, out)), lambda F, g, x, out: g * out / (x * -3),
          domain=(0.5, 4), reference=lambda x: 1 / np.cbrt(x), doc="1 / cbrt(x) of each element.")
-composed("relu", lambda x, out: ((np.maximum, x, 0, out),), lambda F, g, out: F.where(F.greater(out, 0), g, 0),
+composed("relu", lambda x, out: (call_into(np.maximum, x, 0, out=out),), lambda F, g, out: F.where(F.greater(out, 0), g, 0),
          cost=1, dtype=_same, domain=(0.1, 2), reference=lambda x: np.maximum(x, 0),
          doc="max(x, 0) of each element; the gradient at 0 is 0.")
 composed("softsign", lambda x, out: ((np.absolute, x, out), (np.add, out, 1, out), (np.divide, x, out, out)),
@@ -351,9 +351,9 @@ def clip(xp: Any, x: Any, *, a_min: float | None = None, a_max: float | None = N
     """
     steps: list[Any] = [] if a_min is not None or a_max is not None else [(xp.positive, x, out)]
     if a_min is not None:
-        steps.append((xp.maximum, x, truncated(a_min, x.dtype), out))
+        steps.append(call_into(xp.maximum, x, truncated(a_min, x.dtype), out=out))
     if a_max is not None:
-        steps.append((xp.minimum, out if steps else x, truncated(a_max, x.dtype), out))
+        steps.append(call_into(xp.minimum, out if steps else x, truncated(a_max, x.dtype), out=out))
     return steps
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ndarray.dtype import BOOL, DType
+from ..ndarray.dtype import BOOL, FLOAT16, DType
 from ..ndarray.shape import axes_of, broadcast
 from .schema import Attributes, Infer, Inferred, Meta, Metas
 
@@ -23,6 +23,8 @@ def loop_dtypes(ufunc: np.ufunc, dtypes: tuple[Any, ...]) -> tuple[DType, ...]:
     found = _loops.get(key)
     if found is None:
         found = ufunc.resolve_dtypes((*dtypes, *(None,) * ufunc.nout))
+        if FLOAT16 in dtypes and FLOAT16 not in found and all(d in (FLOAT16, float, int, bool, BOOL) for d in dtypes):
+            found = (FLOAT16,) * len(found)  # no loop for halves: computed in float32, see Operator.widen
         _loops[key] = found
     return found
 

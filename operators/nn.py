@@ -13,7 +13,7 @@ from ..ndarray.random import generator
 from ..ndarray.shape import axes_of
 from .faces import Rule
 from .infer import floating, uniform
-from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, constant, operator, registry
+from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, call_into, constant, operator, registry
 
 X = {"data": "x"}
 
@@ -161,15 +161,15 @@ SELU, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 def _curved(x: Any, t: Any, out: Any, slope: float) -> Any:
     """C calls for x where positive, else slope (exp(x) - 1)."""
-    return (np.minimum, x, 0, t), (np.expm1, t, t), *_joined(x, t, out, slope)
+    return call_into(np.minimum, x, 0, out=t), (np.expm1, t, t), *_joined(x, t, out, slope)
 
 
 def _straight(x: Any, t: Any, out: Any, slope: float) -> Any:
-    return (np.minimum, x, 0, t), *_joined(x, t, out, slope)
+    return call_into(np.minimum, x, 0, out=t), *_joined(x, t, out, slope)
 
 
 def _joined(x: Any, t: Any, out: Any, slope: float) -> Any:
-    return (np.multiply, t, slope, t), (np.maximum, x, 0, out), (np.add, out, t, out)
+    return (np.multiply, t, slope, t), call_into(np.maximum, x, 0, out=out), (np.add, out, t, out)
 
 
 def _normal(x: Any, t: Any, out: Any) -> Any:
@@ -191,7 +191,7 @@ _activation("selu", lambda x, t, out: (*_curved(x, t, out, SELU_ALPHA), (np.mult
             lambda x: SELU * np.where(x > 0, x, SELU_ALPHA * np.expm1(x)),
             "elu with the slope and the scale that keep mean 0 and variance 1.  Source: Klambauer et al. 2017.")
 _activation("gelu", _normal,
-            lambda F, g, x: g * (F.erf(x * 0.7071067811865476) * 0.5 + x * F.exp(x * x * -0.5) * 0.3989422804014327 + 0.5),
+            lambda F, g, x: g * (F.erf(x * 0.7071067811865476) / 2 + x * F.exp(x * x / -2) * 0.3989422804014327 + 0.5),
             lambda x: x * special.ndtr(x),
             "x times the normal distribution function of x.  Source: Hendrycks and Gimpel 2016.")
 # fmt: on
@@ -230,7 +230,7 @@ def prelu(xp: Any, x: Any, gamma: Any, *, out: Any) -> Any:
     """
     t = xp.empty_like(out)
     slope = gamma.reshape(_along_channels(gamma.shape, x.ndim))
-    return (xp.minimum, x, 0, t), (xp.multiply, t, slope, t), (xp.maximum, x, 0, out), (xp.add, out, t, out)
+    return call_into(xp.minimum, x, 0, out=t), (xp.multiply, t, slope, t), call_into(xp.maximum, x, 0, out=out), (xp.add, out, t, out)
 
 
 def _prelu_gradient(F: Any, g: Any, x: Any, gamma: Any, gamma_shape: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .faces import Rule
 from .infer import floating, uniform
-from .schema import Attributes, Inferred, Metas, Sample, operator
+from .schema import Attributes, Inferred, Metas, Sample, call_into, operator
 
 Steps = list[Any]
 
@@ -53,11 +53,11 @@ DENSE = Rule(method=False, ignore=("lazy_update",))  # lazy updates are of row-s
 
 def _limited(xp: Any, x: Any, limit: float) -> Steps:
     """x limited to [-limit, limit], in place; a negative limit is none."""
-    return [] if limit < 0 else [(xp.maximum, x, -limit, x), (xp.minimum, x, limit, x)]
+    return [] if limit < 0 else [call_into(xp.maximum, x, -limit, out=x), call_into(xp.minimum, x, limit, out=x)]
 
 
 def _gradient(xp: Any, grad: Any, weight: Any, rescale: float, limit: float, before: float, after: float) -> Any:
-    """(C calls, g): grad rescaled and limited; weight is added `before` times before and `after` times after the limiting."""
+    """(C calls, g): grad, rescaled, plus `before` times weight, limited, plus `after` times weight."""
     g = xp.empty_like(grad)
     steps: Steps = [(xp.multiply, grad, rescale, g)]
     decay = xp.empty_like(grad) if before or after else None
@@ -216,7 +216,7 @@ def ftrl_update(
     t, root = xp.empty_like(g), xp.empty_like(g)
     steps += (xp.add, z, g, z), (xp.sqrt, n, t), (xp.multiply, g, g, g), (xp.add, n, g, n), (xp.sqrt, n, root)
     steps += (xp.subtract, root, t, t), (xp.multiply, t, weight, t), (xp.divide, t, lr, t), (xp.subtract, z, t, z)
-    steps += (xp.absolute, z, t), (xp.subtract, t, lamda1, t), (xp.maximum, t, 0, t), (xp.sign, z, g)
+    steps += (xp.absolute, z, t), (xp.subtract, t, lamda1, t), call_into(xp.maximum, t, 0, out=t), (xp.sign, z, g)
     steps += (
         (xp.multiply, t, g, t),
         (xp.add, root, beta, root),
@@ -304,9 +304,9 @@ def lamb_update_phase2(
     """
     norm = r1.copy()
     if lower_bound >= 0:
-        xp.maximum(norm, lower_bound, norm)
+        xp.maximum(norm, lower_bound, out=norm)
     if upper_bound >= 0:
-        xp.minimum(norm, upper_bound, norm)
+        xp.minimum(norm, upper_bound, out=norm)
     rate = xp.where((norm != 0) & (r2 != 0), norm / r2, 1).astype(norm.dtype) * lr
     t = xp.empty_like(g)
     return (xp.multiply, g, rate.reshape(()), t), (xp.subtract, weight, t, out)

@@ -30,7 +30,7 @@ from ..ndarray.dtype import FLOAT32, DType
 from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.random import take
 from ..ndarray.shape import Shape, Strides
-from .schema import Attributes, Meta, Operator
+from .schema import Attributes, Meta, Operator, call_into
 
 Input = Array | np.generic | RawArray | None
 View = tuple[Buffer, Shape, Strides, int]
@@ -61,7 +61,7 @@ class Launch:
         arrays: list[Any] = [o[0].view(o[1], o[2], o[3]) if type(o) is tuple else o for o in self.operands]
         filled: list[RawArray | None] = []
         after: list[Step] = []
-        narrow = op.widen and op.ufunc is None and any(_is_half(a) for a in arrays)
+        narrow = op.widen and any(_is_half(a) for a in arrays)
         for i, result in enumerate(self.results):
             if result is None:
                 filled.append(None)
@@ -73,13 +73,13 @@ class Launch:
                 after.append((operator.setitem, raw, ..., temporary))
                 raw = temporary
             filled.append(raw)
-        if op.ufunc is not None:
-            return ((op.ufunc, *arrays, *filled), *after)
         if narrow:
             given, arrays = arrays, [a.astype(np.float32) if _is_half(a) else a for a in arrays]
             for name, before, wide in zip(op.inputs, given, arrays, strict=False):
                 if name in op.updates and wide is not before:
                     after.append((operator.setitem, before, ..., wide))
+        if op.ufunc is not None:
+            return (call_into(op.ufunc, *arrays, out=filled[0]), *after)
         made = dict(zip((*op.outputs, *op.saves), filled, strict=True))
         steps = op.kernel(self.xp, *arrays, **self.attributes, **made)
         if op.atomic:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..ndarray.dtype import DType
 from ..ndarray.shape import Shape
 
 Meta = tuple[Shape, DType]
+Step = tuple[Any, ...]
 Metas = Sequence[Meta | None]
 Attributes = dict[str, Any]
 #: (metas of outputs and saved outputs, None for one that is not made; normalised attributes)
@@ -31,6 +33,13 @@ Inferred = tuple[tuple[Meta | None, ...], Attributes]
 Infer = Callable[[Metas, Attributes], Inferred]
 #: (inputs, attributes, whether in training mode) -> the operator that does it, its inputs and its attributes
 Variant = Callable[[Sequence[Any], Attributes, bool], "tuple[Operator, Sequence[Any], Attributes]"]
+
+
+def call_into(ufunc: np.ufunc, *arrays: Any, out: Any) -> Step:
+    """The C call ``ufunc(*arrays, out=out)``."""
+    if ufunc is np.maximum or ufunc is np.minimum:  # a positional out is deprecated for these two
+        return (partial(ufunc, out=out), *arrays)
+    return (ufunc, *arrays, out)
 
 
 class _Zero:
@@ -136,6 +145,8 @@ class Operator:
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
         self.doc = inspect.cleandoc(doc or kernel.__doc__ or "")
+        #: whether 16-bit floats are widened to float32 around the kernel
+        self.widen = widen and (ufunc is None or not any(loop.startswith("e") for loop in ufunc.types))
         self._read_signature()
         self.gradients = {}
         self.joint: Text | None = None

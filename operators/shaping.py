@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..ndarray.dtype import as_dtype
-from ..ndarray.shape import Shape, Strides, as_shape, axes_of, broadcast, c_strides, contiguous, reshape_codes
+from ..ndarray.shape import Shape, Strides, as_shape, axes_of, broadcast, c_strides, contiguous, literal_shape, reshape_codes
 from .faces import Rule
 from .infer import like_first, normal_axis, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
@@ -55,7 +55,7 @@ def copy(xp: Any, x: Any, *, out: Any) -> Any:
 copy.grad(x=lambda F, g: g)
 
 
-@operator("compact", infer=like_first, atomic=True, elementwise=True, widen=False, samples=[Sample((2, 3))], nd=Rule())
+@operator("compact", infer=like_first, atomic=True, elementwise=True, widen=False, samples=[Sample((2, 3))], nd=Rule(method=False))
 def compact(xp: Any, x: Any, *, out: Any) -> Any:
     """A copy of x in C order."""
     return _set(out, x)
@@ -67,10 +67,6 @@ compact.grad(x=lambda F, g: g)
 def _cast(metas: Metas, attributes: Attributes) -> Inferred:
     dtype = as_dtype(attributes["dtype"])
     return ((_first(metas)[0], dtype),), {"dtype": dtype}
-
-
-def _cast_alias(shape: Shape, strides: Strides, attributes: Attributes) -> Geometry:
-    return shape, strides
 
 
 @operator(
@@ -119,10 +115,15 @@ assign.grad(value=lambda F, g: g)
 
 def _reshape(metas: Metas, attributes: Attributes) -> Inferred:
     shape, dtype = _first(metas)
+    new = literal_shape(shape, attributes["shape"])
+    return ((new, dtype),), {"shape": new}
+
+
+def _reshape_by_codes(inputs: list[Any], attributes: Attributes) -> Any:
     codes = attributes["shape"]
     codes = (codes,) if isinstance(codes, int) else tuple(int(n) for n in codes)
-    new = reshape_codes(shape, codes, reverse=attributes["reverse"])
-    return ((new, dtype),), {"shape": new, "reverse": False}
+    attributes["shape"] = reshape_codes(inputs[0].shape, codes, reverse=attributes.pop("reverse"))
+    return None
 
 
 def _reshape_alias(shape: Shape, strides: Strides, attributes: Attributes) -> Geometry:
@@ -138,10 +139,13 @@ def _reshape_alias(shape: Shape, strides: Strides, attributes: Attributes) -> Ge
     aliases=("Reshape",),
     samples=[Sample((2, 3), shape=(3, -1))],
     reference=lambda x, shape: x.reshape(shape),
-    nd=Rule(rename=DATA, method=False),
+    nd=Rule(rename=DATA, method=False, extra={"reverse": False}, adapt=_reshape_by_codes),
 )
-def reshape(xp: Any, x: Any, *, shape: Any, reverse: bool = False, out: Any) -> Any:
-    """The elements of x in another shape; knows the codes 0, -1, -2, -3 and -4 (see NDArray.reshape)."""
+def reshape(xp: Any, x: Any, *, shape: Any, out: Any) -> Any:
+    """The elements of x in another shape, one size of which may be -1.
+
+    The nd face knows the codes 0, -1, -2, -3 and -4 (see NDArray.reshape).
+    """
     return _set(out, x.reshape(shape))
 
 
@@ -305,7 +309,7 @@ def broadcast_to(xp: Any, x: Any, *, shape: Any, out: Any) -> Any:
 broadcast_to.grad(x=lambda F, g: g)
 
 
-# ---- views, as the tape sees them --------------------------------------------------------------------------------------
+# ---- views, as the tape sees them ------------------------------------------------------------------------------------
 # A view is (shape, strides, offset) in elements over a C-ordered array of the base's shape, or `indices` into it.
 
 
@@ -319,7 +323,7 @@ def _region(base: Any, shape: Any, strides: Any, offset: int) -> Any:
     return np.ndarray(shape, base.dtype, base, offset * base.itemsize if math.prod(shape) else 0, steps)
 
 
-_VIEWS = {"shape": (2,), "strides": (2,), "offset": 1, "indices": None}
+_VIEWS: dict[str, Any] = {"shape": (2,), "strides": (2,), "offset": 1, "indices": None}
 
 
 @operator("strided", infer=_strided, widen=False, samples=[Sample((2, 3), **_VIEWS)], nd=False)
@@ -384,7 +388,7 @@ strided_assign.grad(
 )
 
 
-# ---- several arrays ----------------------------------------------------------------------------------------------------
+# ---- several arrays --------------------------------------------------------------------------------------------------
 
 
 def _concat(metas: Metas, attributes: Attributes) -> Inferred:
@@ -396,7 +400,7 @@ def _concat(metas: Metas, attributes: Attributes) -> Inferred:
     total = 0
     for meta in metas:
         shape = meta[0] if meta is not None else ()
-        if len(shape) != len(first) or any(a != b for i, (a, b) in enumerate(zip(shape, first, strict=True)) if i != axis):
+        if len(shape) != len(first) or (*shape[:axis], *shape[axis + 1 :]) != (*first[:axis], *first[axis + 1 :]):
             raise ValueError(f"shapes differ outside of axis {axis}")
         total += shape[axis]
     return (((*first[:axis], total, *first[axis + 1 :]), dtype),), {"dim": axis}

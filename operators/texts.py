@@ -28,7 +28,9 @@ def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
     if op.variant is not None:
         op, inputs, attributes = op.variant(inputs, attributes, False)  # type: ignore[assignment]
     if op.ufunc is not None:
-        return np.asarray(op.ufunc(*inputs))
+        half = op.widen and all(x.dtype == HALF for x in inputs if isinstance(x, np.ndarray))
+        result = op.ufunc(*(x.astype(FLOAT32) if isinstance(x, np.ndarray) else x for x in inputs) if half else inputs)
+        return np.asarray(result, HALF if half else None)
     given = next(
         (x.dtype for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and op.input_name(i) not in op.indices),
         FLOAT32,
@@ -114,7 +116,8 @@ class GradientLaunch:
     """What a gradient operation runs: one or several texts on raw memory.
 
     `values`: what the texts name, as views of buffers, constants or lists of both.
-    `parts`: (text, for each of its results the name and meta of the input and the buffer to fill, or None).
+    `parts`: (text, metadata that it may name, for each of its results the name and meta of the input and the buffer to
+    fill, or None).
     """
 
     __slots__ = ("attributes", "op", "parts", "values")
@@ -124,17 +127,17 @@ class GradientLaunch:
         op: Operator,
         values: dict[str, Any],
         attributes: Mapping[str, Any],
-        parts: Sequence[tuple[Text, Sequence[tuple[str, Meta, Buffer] | None]]],
+        parts: Sequence[tuple[Text, Mapping[str, Any], Sequence[tuple[str, Meta, Buffer] | None]]],
     ) -> None:
         self.op, self.values, self.attributes, self.parts = op, values, attributes, parts
 
     def __call__(self) -> None:
         op = self.op
-        narrow = op.widen and any(meta[1] == HALF for _, outs in self.parts for _, meta, _ in filter(None, outs))
+        narrow = op.widen and any(meta[1] == HALF for *_, outs in self.parts for _, meta, _ in filter(None, outs))
         values = {name: _raw(value, narrow) for name, value in self.values.items()}
         own = [id(v) for v in values.values()]
-        for text, outs in self.parts:
-            result = text.function(raw, **arguments(text, values, self.attributes))
+        for text, metadata, outs in self.parts:
+            result = text.function(raw, **arguments(text, {**values, **metadata}, self.attributes))
             results = result if isinstance(result, tuple) else (result,)
             for out, gradient in zip(outs, results, strict=True):
                 if out is None:
