@@ -47,7 +47,7 @@ class Array:
     _line: Line | None  # None: the chunk's
     _derived: tuple[Any, Any] | None  # (entry of the line, the entry of this view derived from it)
 
-    def __init__(self) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         raise ArgumentTypeError(f"[{type(self).__name__}] make arrays with vardag.nd.array, zeros, ...")
 
     # ---- making ----------------------------------------------------------------------------------------------------

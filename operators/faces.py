@@ -133,10 +133,12 @@ class NumpyFace(Face):
 
 
 def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
-    raw = np.array(x, dtype=dtype, order="C")
-    if raw.dtype not in KNOWN:
-        raise ArgumentTypeError(f"[{op.name}] {name} {describe(x)}: not an element type of arrays")
-    return raw
+    if x.dtype.kind in "biuf":
+        with np.errstate(all="ignore"):  # a value that the dtype has not is inf, as in kernels
+            raw = np.array(x, dtype=dtype, order="C")
+        if raw.dtype in KNOWN:
+            return raw
+    raise ArgumentTypeError(f"[{op.name}] {name} {describe(x)}: not an element type of arrays")
 
 
 def _weak(op: Operator, scalar: Any, inputs: Sequence[Any]) -> Any:
