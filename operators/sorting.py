@@ -233,11 +233,16 @@ def topk_both(
     order[...] = found
 
 
+def _reference_mask(x: Any, axis: int | None = -1, **form: Any) -> Any:
+    values = _reference_values(x, axis, **form)
+    if axis is None:
+        return np.isin(x, values)
+    return (x[..., None] == np.expand_dims(np.moveaxis(values, axis, -1), axis % x.ndim)).any(-1)
+
+
 @operator(
     "topk_mask", infer=_mask, widen=False, samples=[Sample(_APART, **form) for form in _TOP], nd=False,
-    reference=lambda x, axis=-1, **form: np.isin(x, _reference_values(x, axis, **form))
-    if axis is None
-    else (x[..., None] == np.expand_dims(np.moveaxis(_reference_values(x, axis, **form), axis, -1), axis)).any(-1),
+    reference=_reference_mask,
 )  # fmt: skip
 def topk_mask(xp: Any, x: Any, *, axis: int | None = -1, k: int = 1, is_ascend: bool = False, out: Any) -> None:
     """1 where an element is one of the k largest (smallest, if ascending) along an axis, else 0."""
