@@ -116,7 +116,7 @@ class Engine(Contract):
         self._lanes = {self._lane.name: self._lane}
         self._kernel_context = lifecycle.new_kernel_context()
         self._tokens: list[Token[Engine | None]] = []
-        lifecycle.engines.add(self)
+        lifecycle.register(self)
 
     # ================================================================================================ push
     def new_variable(self, name: str = "") -> Variable:
@@ -287,13 +287,15 @@ class Engine(Contract):
         self._log_unseen()
 
     def _end_workers(self, timeout: float | None) -> None:
-        lanes = list(self._lanes.values())
+        lanes = [lane for lane in list(self._lanes.values()) if lane.started]
         for lane in lanes:
+            lane.up.wait(timeout)
             lane.stopping = True
             lane.bell.put(None)
         for lane in lanes:
             for thread in lane.threads:
                 thread.join(timeout)
+            lane.started = False
         self._started = False
 
     def start(self) -> None:

@@ -129,8 +129,8 @@ def _rebuilt_class(kind: type[BaseException]) -> tuple[type[OperatorError], tupl
                 for base in kind.__mro__
                 for name, value in vars(base).items()
                 if type(value).__name__ in ("member_descriptor", "getset_descriptor")
-                and name not in ("args", "__dict__", "__traceback__", "__context__", "__cause__", "__suppress_context__")
-                and name != "__weakref__"
+                and name != "args"
+                and not name.startswith("__")
             )
         except Exception:
             entry = None

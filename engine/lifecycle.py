@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vardag.engine")
 
-# All engines of the process, for fork and exit.
-engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+# All engines of the process, for fork and exit.  Plain references, pruned when one is added: a WeakSet runs Python code
+# when a member dies, and what a signal handler throws there is lost.
+_engines: list[weakref.ref[Engine]] = []
 
 # Called once per engine in its template of a kernel's context; the array room sets NumPy's error state here.
 kernel_context_hooks: list[Callable[[], object]] = []
@@ -35,6 +36,16 @@ kernel_context_hooks: list[Callable[[], object]] = []
 _current: ContextVar[Engine | None] = ContextVar("vardag.engine.current", default=None)
 _default: Engine | None = None
 _lock: Any = threading.RLock()
+
+
+def register(engine: Engine) -> None:
+    """Make the engine known to fork and exit."""
+    _engines[:] = [*(r for r in _engines if r() is not None), weakref.ref(engine)]
+
+
+def living() -> list[Engine]:
+    """All engines of the process."""
+    return [e for e in (r() for r in _engines) if e is not None]
 
 
 def new_kernel_context() -> Context:
@@ -48,7 +59,7 @@ def new_kernel_context() -> Context:
 def add_kernel_context_hook(hook: Callable[[], object]) -> None:
     """Prepare kernels' contexts with `hook`, in engines that exist too."""
     kernel_context_hooks.append(hook)
-    for engine in list(engines):
+    for engine in living():
         engine._kernel_context = new_kernel_context()
 
 
@@ -128,7 +139,7 @@ EXIT_GRACE = 2.0  # seconds that exit waits for callbacks of push_async once not
 
 @atexit.register
 def _at_exit() -> None:
-    for engine in list(engines):
+    for engine in living():
         _close_at_exit(engine)
 
 
@@ -159,7 +170,7 @@ def _after_fork_in_child() -> None:
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
     here_and_now.__init__()  # type: ignore[misc]
-    for engine in list(engines):
+    for engine in living():
         _renew(engine)
 
 

@@ -34,7 +34,7 @@ class Lane:
     Whoever takes a token looks at the heap afterwards, under T.
     """
 
-    __slots__ = ("bell", "heap", "name", "started", "stopping", "threads", "workers")
+    __slots__ = ("bell", "heap", "name", "started", "stopping", "threads", "up", "workers")
 
     def __init__(self, name: str, workers: int) -> None:
         self.name = name
@@ -44,11 +44,13 @@ class Lane:
         self.threads: list[threading.Thread] = []
         self.started = False
         self.stopping = False
+        self.up = threading.Event()  # its threads have been started
 
     def renew(self) -> None:
         """Empty, without threads: in a forked child."""
         self.heap, self.bell, self.threads = [], SimpleQueue(), []
         self.started = self.stopping = False
+        self.up = threading.Event()
 
     def __repr__(self) -> str:
         return f"<Lane {self.name}, {self.workers} workers>"

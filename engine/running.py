@@ -12,7 +12,7 @@ the claim is still the runner's.  Whoever meets a RUNNING operation whose busy l
 from __future__ import annotations
 
 import threading
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
 from heapq import heappop, heappush
 from itertools import starmap
@@ -77,18 +77,26 @@ class Runner(Tracker):
 
     def _start_locked(self) -> None:
         for lane in list(self._lanes.values()):
-            self._start_lane(lane)
+            if lane.workers and not lane.started:
+                lane.stopping = False
+                lane.up.clear()
+                # Thread.start() does not survive an interrupt, and holds a lock of `threading` that a finalizer in there
+                # could want; so a thread of its own does it, where no signal handler runs.  Idempotent: see below.
+                start_new_thread(self._start_lane, (lane,))
+                lane.started = True
         self._started = True
 
     def _start_lane(self, lane: Lane) -> None:
-        lane.stopping = False
+        locked(self._life, self._start_lane_locked, lane)
+
+    def _start_lane_locked(self, lane: Lane) -> None:
         lane.threads[:] = [t for t in lane.threads if t.is_alive()]
         while len(lane.threads) < lane.workers:
             name = f"vardag-{lane.name}-{len(lane.threads)}"
             thread = threading.Thread(target=self._work, args=(lane,), daemon=True, name=name)
             thread.start()
             lane.threads.append(thread)
-        lane.started = True
+        lane.up.set()
 
     def _work(self, lane: Lane) -> None:
         """A worker's life: `_serve`, again and again if something is thrown into it."""
@@ -309,7 +317,8 @@ class Runner(Tracker):
         except BaseException as e:
             del stack[depth:]
             fate = self._own_fate(op, claim, token, e)
-            op.fate = fate
+            if fate is not None:
+                op.fate = fate
             return fate
         del stack[depth:]
         if handed_out:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from _thread import start_new_thread
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
@@ -309,7 +310,7 @@ class Waiting(Runner):
     # ------------------------------------------------------------------------------------------------ deep stacks
     def _spare(self, queue: Bell, op: Operation) -> None:
         """This stack is too deep to help on.  A thread of its own runs what is ready, then ends."""
-        threading.Thread(target=self._spare_work, args=(queue,), daemon=True, name="vardag-spare").start()
+        start_new_thread(self._spare_work, (queue,))
         while op.state is READY:  # until somebody has it; the next round watches it
             self._sleep(queue, SLICE)
 
