@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ UNSAMPLED = {
     "assign": "needs a target; tests/ndarray/test_indexing.py, tests/autograd/test_in_place.py",
     "truncate_divide": "integers only; tests/ndarray/test_mxnet_rules.py",
     "integer_power": "integers only; tests/ndarray/test_mxnet_rules.py",
+    "rrelu": "reached as LeakyReLU",
 }
 
 # Samples of operators whose declaration has none.
@@ -62,6 +64,9 @@ MORE_REFERENCES: dict[str, Callable[..., Any]] = {
     "compact": np.copy,
     "mod_or_zero": np.remainder,
     "polygamma": lambda x, order: special.polygamma(order, x),
+    "LinearRegressionOutput": lambda data, label, **_: data,
+    "MAERegressionOutput": lambda data, label, **_: data,
+    "LogisticRegressionOutput": lambda data, label, **_: special.expit(data),
     "strided": _view,
     "strided_scatter": lambda x, base, **view: _scattered(np.zeros(base), x, **view),
     "strided_assign": _scattered,
@@ -71,10 +76,25 @@ MORE_REFERENCES: dict[str, Callable[..., Any]] = {
 LAYOUT_BITS = {
     "power": "NumPy's vector loop takes contiguous memory only",
     "arctan2": "NumPy's vector loop takes contiguous memory only",
+    **dict.fromkeys(("sum", "mean", "prod", "var", "std"), "NumPy's order of summation follows memory"),
+    "matmul": "NumPy gives BLAS only what BLAS can take",
 }
 
 # Operators without a reference, each with the reason.
-UNREFERENCED: dict[str, str] = {}
+UNREFERENCED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "sgd_update", "sgd_mom_update", "nag_mom_update", "signsgd_update", "signum_update", "adam_update",
+            "rmsprop_update", "rmspropalex_update", "ftrl_update", "ftml_update", "lamb_update_phase1",
+            "lamb_update_phase2",
+        ),
+        "an optimizer's update changes its state; tests/operators/test_optimizer.py",
+    ),
+    **dict.fromkeys(("add_rows", "take_along", "put_along", "scatter_nd", "scatter_add_nd"), "adjoint of a gathering"),
+    "pick": "tests/ndarray/test_mxnet_rules.py",
+    "softmax_of_length": "tests/ndarray/test_mxnet_rules.py",
+    "SoftmaxOutput": "tests/ndarray/test_mxnet_rules.py",
+}  # fmt: skip
 
 
 # ---- cases ---------------------------------------------------------------------------------------------------------
@@ -104,7 +124,7 @@ class Case:
             if given is None:
                 found.append(None)
             elif isinstance(given, np.ndarray):
-                keep = self.name(i) in self.op.indices
+                keep = self.name(i) in self.op.indices and given.dtype.kind != "f"
                 found.append(np.array(given) if keep else given.astype(dtype))
             else:
                 found.append(np.asarray(rng.uniform(self.sample.low, self.sample.high, given)).astype(dtype))
@@ -131,6 +151,10 @@ class Case:
             if x is not None and x.dtype.kind == "f" and self.op.gradient_of(i) is not None
             and self.name(i) not in self.op.updates
         ]  # fmt: skip
+
+    def smooth(self, i: int) -> bool:
+        """Whether differences say something: not at given values of an operator that is flat between them (indices)."""
+        return self.op.gradient_of(i) is not zero or not isinstance(self.sample.inputs[i], np.ndarray)
 
     def direction(self, like: np.ndarray, purpose: str) -> np.ndarray:
         return np.asarray(self.rng(purpose).standard_normal(like.shape)).astype(like.dtype)
@@ -196,12 +220,16 @@ def cases(op: Operator) -> list[Case]:
     return [Case(op, i, sample) for i, sample in enumerate(samples_of(op))]
 
 
+def connected_cases(op: Operator) -> list[Case]:
+    return [case for case in cases(op) if case.connected()]
+
+
 OPERATORS = [op for op in registry if samples_of(op)]
-DIFFERENTIABLE = [op for op in OPERATORS if any(case.connected() for case in cases(op))]
+DIFFERENTIABLE = [op for op in OPERATORS if connected_cases(op)]
 #: `defined` gradients are definitions and not derivatives: finite differences say nothing about them, linearity in the
 #: head gradient neither, and there is no second order to compare with
 DERIVED = [op for op in DIFFERENTIABLE if not op.defined]
-KERNELS = [op for op in OPERATORS if op.ufunc is None]
+KERNELS = [op for op in OPERATORS if op.ufunc is None and op.variant is None]
 
 each = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 each_differentiable = pytest.mark.parametrize("op", DIFFERENTIABLE, ids=lambda op: op.name)
@@ -226,7 +254,8 @@ def test_every_operator_is_tested_or_excused() -> None:
 
 
 def test_every_operator_has_a_reference_or_is_excused() -> None:
-    without = {op.name for op in OPERATORS if reference_of(op) is None and not op.random}
+    """A random operator has none; one with a `variant` is another operator under an attribute."""
+    without = {op.name for op in OPERATORS if reference_of(op) is None and not op.random and not op.variant}
     assert without == set(UNREFERENCED)
     assert not {op.name for op in registry if op.reference} & set(MORE_REFERENCES)
 
@@ -341,7 +370,7 @@ def test_layout_of_inputs_does_not_matter(op: Operator, layout: Callable[..., Ar
         found = case.values(views)
         if op.name in LAYOUT_BITS:
             for y, w in zip(found, expected, strict=True):
-                np.testing.assert_array_max_ulp(y, w, 2)
+                np.testing.assert_allclose(y, w, rtol=1e-5, atol=1e-6, err_msg=repr(case))
         else:
             same(found, expected)
 
@@ -366,15 +395,15 @@ def test_zero_size_inputs(op: Operator) -> None:
             if reference is None:
                 continue
             try:
-                wanted = reference(*empty, **case.attributes)
+                with warnings.catch_warnings(action="ignore"):
+                    wanted = reference(*empty, **case.attributes)
             except (ValueError, IndexError):
                 continue  # NumPy refuses it; a value of ours is not wrong
             shapes = [np.shape(w) for w in (wanted if isinstance(wanted, tuple) else (wanted,))]
             assert [y.shape for y in outputs] == shapes, case
             if case.connected():
-                with np.errstate(all="ignore"):
-                    for g, i in zip(case.gradients(empty), case.connected(), strict=True):
-                        assert g.asnumpy().shape == empty[i].shape
+                for g, i in zip(case.gradients(empty), case.connected(), strict=True):
+                    assert g.asnumpy().shape == empty[i].shape
     assert worked or not op.elementwise
 
 
@@ -488,6 +517,8 @@ def first_order(case: Case) -> None:
         return weighted(floating(case.run(arrays_of(values))), heads)
 
     for i, gradient in zip(case.connected(), case.gradients(raws, heads=heads), strict=True):
+        if not case.smooth(i):
+            continue
         check_derivative(f, raws, i, gradient, case.direction(raws[i], f"direction {i}"), f"{case} along input {i}")
 
 
@@ -512,26 +543,28 @@ def second_order(case: Case) -> None:
     def f(values: list[Any]) -> float:
         return weighted(case.gradients(values[:n], heads=values[n:]), us)
 
-    for i, x in [(i, inputs[i]) for i in connected] + [(n + k, h) for k, h in enumerate(heads)]:
+    for i, x in [(i, inputs[i]) for i in connected if case.smooth(i)] + [
+        (n + k, h) for k, h in enumerate(heads) if h.dtype == F64
+    ]:
         v = case.direction(x.asnumpy(), f"third {i}")
         check_derivative(f, [*raws, *raw_heads], i, x.grad, v, f"{case} second order along {i}")
 
 
 @each_derived
 def test_gradient_is_the_directional_derivative(op: Operator) -> None:
-    for case in cases(op):
+    for case in connected_cases(op):
         first_order(case)
 
 
 @each_derived
 def test_second_order_is_the_directional_derivative(op: Operator) -> None:
-    for case in cases(op):
+    for case in connected_cases(op):
         second_order(case)
 
 
 @each_differentiable
 def test_raw_gradients_are_graph_gradients(op: Operator) -> None:
-    for case in cases(op):
+    for case in connected_cases(op):
         raws = case.raws()
         found, recorded = case.gradients(raws), case.gradients(raws, graph=True)
         if case.graph_is_raw:
@@ -559,7 +592,7 @@ def test_texts_stay_in_the_dtype_of_the_input(op: Operator, graph: bool, monkeyp
         monkeypatch.setattr(module, "finished", watch)
 
     recorded(sys.modules["vardag.autograd.backward" if graph else "vardag.operators.texts"])
-    for case in cases(op):
+    for case in connected_cases(op):
         if "dtype" not in op.attributes:
             case.gradients(case.raws(), graph=graph)
     assert not drifted
@@ -567,7 +600,7 @@ def test_texts_stay_in_the_dtype_of_the_input(op: Operator, graph: bool, monkeyp
 
 @each_differentiable
 def test_float16_gradients_are_float16(op: Operator) -> None:
-    for case in cases(op):
+    for case in connected_cases(op):
         raws = case.raws(F16)
         wide = case.gradients([x.astype(F32) if x is not None and x.dtype == F16 else x for x in raws])
         for graph in (False, True):
@@ -580,7 +613,7 @@ def test_float16_gradients_are_float16(op: Operator) -> None:
 
 @each_differentiable
 def test_every_subset_of_needs(op: Operator) -> None:
-    for case in cases(op):
+    for case in connected_cases(op):
         raws, connected = case.raws(), case.connected()
         whole = dict(zip(connected, case.gradients(raws), strict=True))
         for n in range(1, len(connected)):
@@ -591,7 +624,7 @@ def test_every_subset_of_needs(op: Operator) -> None:
 
 @each_derived
 def test_gradients_are_linear_in_the_head_gradient(op: Operator) -> None:
-    for case in cases(op):
+    for case in connected_cases(op):
         raws = case.raws(F64)
         outputs = floating(case.run(arrays_of(raws)))
         first = case.heads(outputs)
@@ -604,6 +637,11 @@ def test_gradients_are_linear_in_the_head_gradient(op: Operator) -> None:
 
 class Vain:
     """Stands for a kept value; any use of it is an error."""
+
+    __array_ufunc__ = None
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("used")
 
 
 def texts_of(op: Operator) -> Iterator[Text]:
@@ -624,9 +662,8 @@ def test_nothing_is_kept_in_vain(op: Operator, monkeypatch: pytest.MonkeyPatch) 
 
         with monkeypatch.context() as patch:
             patch.setattr(text, "function", watched)
-            for case in cases(op):
-                if case.connected():
-                    case.gradients(case.raws())
+            for case in connected_cases(op):
+                case.gradients(case.raws())
         assert calls or not kept or not op.samples, f"no sample runs the text of {kept}"
         for named, name in itertools.product(calls, kept):
             try:
@@ -706,6 +743,7 @@ def test_every_engine_gives_the_same_bytes(
 def test_zero_is_a_gradient_of_its_own() -> None:
     """Flat operators are on the tape: the gradient of what they were made from becomes 0, it is not left as it was."""
     for op in DIFFERENTIABLE:
-        if all(op.gradient_of(i) is zero for i in cases(op)[0].connected()):
-            for g in cases(op)[0].gradients(cases(op)[0].raws()):
-                assert not g.asnumpy().any(), op.name
+        if all(op.gradient_of(i) is zero for case in connected_cases(op) for i in case.connected()):
+            for case in connected_cases(op):
+                for g in case.gradients(case.raws()):
+                    assert not g.asnumpy().any(), case
