@@ -1,7 +1,8 @@
-"""Operators that arrange elements anew: stack, split, tile, repeat, flip, slice, pad, diagonals.  Most are copies."""
+"""Operators that arrange elements anew: stack, split, tile, repeat, flip, and shapes taken from other arrays."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator as python_operator
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from ..engine import ArgumentError
 from ..ndarray.array import Array, describe
-from ..ndarray.shape import Shape, axes_of, c_strides
+from ..ndarray.dtype import INT64
+from ..ndarray.shape import Shape, axes_of
 from .faces import Rule, composed, nd_face
 from .infer import normal_axis, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, zero
@@ -75,10 +77,7 @@ def _axis(name: str, data: Array, axis: int) -> int:
 
 
 def _pieces(data: Array, axis: int, limits: list[int], squeeze: bool) -> list[Any]:
-    pieces = [
-        nd_face.slice_axis(data, axis=axis, begin=begin, end=end)
-        for begin, end in zip(limits, limits[1:], strict=False)
-    ]
+    pieces = [nd_face.slice_axis(data, axis=axis, begin=begin, end=end) for begin, end in itertools.pairwise(limits)]
     return [nd_face.squeeze(p, axis=axis) if p.shape[axis] == 1 else p for p in pieces] if squeeze else pieces
 
 
@@ -132,3 +131,156 @@ def flip(xp: Any, x: Any, *, axis: Any, out: Any) -> Any:
 
 
 flip.grad(x=lambda F, g, axis: F.flip(g, axis=axis))
+
+
+def _tile(metas: Metas, attributes: Attributes) -> Inferred:
+    shape, dtype = _first(metas)
+    reps = attributes["reps"]
+    reps = tuple(int(n) for n in (reps if isinstance(reps, tuple | list) else (reps,)))
+    if any(n < 0 for n in reps):
+        raise ValueError(f"reps {reps}: numbers from 0 expected")
+    reps = (1,) * (len(shape) - len(reps)) + reps
+    long = (1,) * (len(reps) - len(shape)) + shape
+    return ((tuple(a * b for a, b in zip(reps, long, strict=True)), dtype),), {"reps": reps}
+
+
+@operator(
+    "tile",
+    infer=_tile,
+    widen=False,
+    samples=[Sample((2, 3), reps=2), Sample((2, 3), reps=(2, 1, 3)), Sample((2, 1, 3), reps=(3, 2))],
+    reference=lambda x, reps: np.tile(x, reps),
+    nd=Rule(rename=DATA),
+)
+def tile(xp: Any, x: Any, *, reps: Any, out: Any) -> None:
+    """x side by side, reps[i] times along axis i; fewer reps are for the last axes, more make new axes in front."""
+    out[...] = xp.tile(x, reps)
+
+
+def _tile_gradient(F: Any, g: Any, x_shape: Shape, reps: Any) -> Any:
+    long = (1,) * (len(reps) - len(x_shape)) + x_shape
+    pairs = tuple(n for pair in zip(reps, long, strict=True) for n in pair)
+    return F.reshape(F.sum(F.reshape(g, shape=pairs), axis=tuple(range(0, len(pairs), 2))), shape=x_shape)
+
+
+tile.grad(x=_tile_gradient)
+
+
+def _repeat(metas: Metas, attributes: Attributes) -> Inferred:
+    shape, dtype = _first(metas)
+    repeats, axis = int(attributes["repeats"]), attributes["axis"]
+    if repeats < 0:
+        raise ValueError(f"repeats {repeats}: a number from 0 expected")
+    if axis is None:
+        return (((math.prod(shape) * repeats,), dtype),), {"repeats": repeats, "axis": None}
+    axis = normal_axis(axis, len(shape))
+    made = (*shape[:axis], shape[axis] * repeats, *shape[axis + 1 :]), dtype
+    return (made,), {"repeats": repeats, "axis": axis}
+
+
+@operator(
+    "repeat",
+    infer=_repeat,
+    widen=False,
+    samples=[Sample((2, 3), repeats=2), Sample((2, 3), repeats=3, axis=0), Sample((2, 3), repeats=2, axis=-1)],
+    reference=np.repeat,
+    nd=Rule(rename=DATA),
+)
+def repeat(xp: Any, x: Any, *, repeats: int, axis: int | None = None, out: Any) -> None:
+    """Every element `repeats` times in a row, along an axis or (None) of the flattened array."""
+    out[...] = xp.repeat(x, repeats, axis)
+
+
+def _repeat_gradient(F: Any, g: Any, x_shape: Shape, repeats: int, axis: int | None) -> Any:
+    after = len(x_shape) if axis is None else axis + 1
+    split = F.reshape(g, shape=(*x_shape[:after], repeats, *x_shape[after:]))
+    return F.sum(split, axis=after)
+
+
+repeat.grad(x=_repeat_gradient)
+
+
+# ---- shapes of others ------------------------------------------------------------------------------------------------
+
+
+def _listed(axes: Any) -> tuple[int, ...]:
+    return tuple(axes) if isinstance(axes, tuple | list) else (axes,)
+
+
+@composed("broadcast_axes")
+def broadcast_axis(data: Any, axis: Any = (), size: Any = ()) -> Any:
+    """data repeated along axes of length 1, to these sizes."""
+    shape = list(_array("broadcast_axis", data).shape)
+    for a, n in zip(_listed(axis), _listed(size), strict=True):
+        at = _axis("broadcast_axis", data, a)
+        if shape[at] != 1:
+            raise ArgumentError(f"[broadcast_axis] {describe(data)}: axis {a} is not of length 1")
+        shape[at] = n
+    return nd_face.broadcast_to(data, shape=tuple(shape))
+
+
+@composed()
+def broadcast_like(lhs: Any, rhs: Any, lhs_axes: Any = None, rhs_axes: Any = None) -> Any:
+    """lhs broadcast to the shape of rhs; or each of lhs_axes to the length of rhs along the same place in rhs_axes."""
+    lhs, rhs = _array("broadcast_like", lhs), _array("broadcast_like", rhs)
+    if lhs_axes is None or rhs_axes is None:
+        return nd_face.broadcast_to(lhs, shape=rhs.shape)
+    sizes = [rhs.shape[_axis("broadcast_like", rhs, a)] for a in _listed(rhs_axes)]
+    return broadcast_axis(lhs, lhs_axes, sizes)
+
+
+@composed()
+def reshape_like(
+    lhs: Any, rhs: Any, lhs_begin: Any = None, lhs_end: Any = None, rhs_begin: Any = None, rhs_end: Any = None
+) -> Any:
+    """lhs with its axes from lhs_begin to lhs_end reshaped to those of rhs from rhs_begin to rhs_end; all by default."""
+    lhs, rhs = _array("reshape_like", lhs), _array("reshape_like", rhs)
+    begin, end, _ = slice(lhs_begin, lhs_end).indices(lhs.ndim)
+    shape = (*lhs.shape[:begin], *rhs.shape[slice(rhs_begin, rhs_end)], *lhs.shape[max(begin, end) :])
+    if math.prod(shape) != lhs.size:
+        raise ArgumentError(f"[reshape_like] {describe(lhs)}: its elements do not fill {shape}")
+    return nd_face.reshape(lhs, shape=shape)
+
+
+def _counts(name: str, value: Any, infer: Any, doc: str) -> None:
+    """Declare an operator of the shape alone."""
+
+    def inferred(metas: Metas, attributes: Attributes) -> Inferred:
+        return ((infer(_first(metas)[0]), INT64),), attributes
+
+    def kernel(xp: Any, x: Any, *, out: Any) -> Any:
+        return _set(out, value(x))
+
+    operator(
+        name, infer=inferred, atomic=True, widen=False, samples=[Sample((2, 3))], reference=value,
+        nd=Rule(rename=DATA, dtype="kernel", method=False), doc=doc,
+    )(kernel).grad(x=zero)  # fmt: skip
+
+
+_counts("shape_array", lambda x: np.array(x.shape), lambda shape: (len(shape),), "The shape of x, int64.")
+_counts("size_array", np.size, lambda shape: (), "The number of elements of x, int64.")
+
+
+def _block(name: str, data: Any, block_size: int, axes: tuple[int, ...], divisors: tuple[int, ...]) -> tuple[int, ...]:
+    shape = _array(name, data).shape
+    if len(shape) != 4 or any(shape[a] % d for a, d in zip(axes, divisors, strict=True)):
+        raise ArgumentError(f"[{name}] {describe(data)}: four axes that blocks of {block_size} fit in expected")
+    return shape  # type: ignore[no-any-return]
+
+
+@composed()
+def depth_to_space(data: Any, block_size: int) -> Any:
+    """Channels to blocks of pixels: (n, b*b*c, h, w) -> (n, c, h*b, w*b)."""
+    b = block_size
+    n, c, h, w = _block("depth_to_space", data, b, (1,), (b * b,))
+    blocks = nd_face.reshape(data, shape=(n, b, b, c // (b * b), h, w))
+    return nd_face.reshape(nd_face.transpose(blocks, axes=(0, 3, 4, 1, 5, 2)), shape=(n, c // (b * b), h * b, w * b))
+
+
+@composed()
+def space_to_depth(data: Any, block_size: int) -> Any:
+    """Blocks of pixels to channels: (n, c, h*b, w*b) -> (n, b*b*c, h, w)."""
+    b = block_size
+    n, c, h, w = _block("space_to_depth", data, b, (2, 3), (b, b))
+    blocks = nd_face.reshape(data, shape=(n, c, h // b, b, w // b, b))
+    return nd_face.reshape(nd_face.transpose(blocks, axes=(0, 3, 5, 1, 2, 4)), shape=(n, b * b * c, h // b, w // b))

@@ -284,11 +284,16 @@ swapaxes.grad(x=lambda F, g, dim1, dim2: F.swapaxes(g, dim1=dim1, dim2=dim2))
 def _broadcast_to(metas: Metas, attributes: Attributes) -> Inferred:
     shape, dtype = _first(metas)
     wanted = as_shape(attributes["shape"])
-    if len(wanted) == len(shape):  # MXNet: 0 keeps a dimension
-        wanted = tuple(n if w == 0 and n != 0 else w for n, w in zip(shape, wanted, strict=True))
     if broadcast(shape, wanted) != wanted:
         raise ValueError(f"does not broadcast to {wanted}")
     return ((wanted, dtype),), {"shape": wanted}
+
+
+def _kept_dimensions(inputs: list[Any], attributes: Attributes) -> None:
+    """MXNet: 0 keeps a dimension."""
+    shape, wanted = inputs[0].shape, as_shape(attributes["shape"])
+    if len(wanted) == len(shape):
+        attributes["shape"] = tuple(w or n for n, w in zip(shape, wanted, strict=True))
 
 
 @operator(
@@ -299,7 +304,7 @@ def _broadcast_to(metas: Metas, attributes: Attributes) -> Inferred:
     widen=False,
     samples=[Sample((3, 1), shape=(2, 3, 4))],
     reference=lambda x, shape: np.broadcast_to(x, shape),
-    nd=Rule(rename=DATA),
+    nd=Rule(rename=DATA, adapt=_kept_dimensions),
 )
 def broadcast_to(xp: Any, x: Any, *, shape: Any, out: Any) -> Any:
     """x repeated along its axes of length 1, and along new ones in front, to `shape`."""
