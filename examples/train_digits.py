@@ -218,7 +218,7 @@ def train_convnet(
 def draw(trainers: list[Trainer], digits: Digits, out: Path, steps: int = 2) -> None:
     """Profile a few more steps of each model and save them as a picture and as a trace."""
     nd.waitall()
-    with vd.engine.profile() as profile:
+    with vd.engine.current().profile() as profile:
         for trainer in trainers:
             for _, (images, labels) in zip(range(steps), batches(digits, np.random.default_rng(0)), strict=False):
                 trainer.step(images, labels, 0.001)
