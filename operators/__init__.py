@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from . import (
     arranging,
+    convolution,
     creation,
     elementwise,
     indexing,
     linalg,
+    losses,
     nn,
     optimizer,
     random,
     reduction,
     shaping,
+    slicing,
     softmax,
     sorting,
 )
@@ -24,10 +27,12 @@ publish()
 __all__ = [
     "Operator",
     "arranging",
+    "convolution",
     "creation",
     "elementwise",
     "indexing",
     "linalg",
+    "losses",
     "nd_face",
     "nn",
     "numpy_face",
@@ -36,6 +41,7 @@ __all__ = [
     "reduction",
     "registry",
     "shaping",
+    "slicing",
     "softmax",
     "sorting",
 ]

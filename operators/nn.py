@@ -159,16 +159,16 @@ def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, 
 SELU, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-def _curved(x: Any, t: Any, out: Any, slope: float) -> Any:
+def _curved(x: Any, t: Any, out: Any, slope: Any) -> Any:
     """C calls for x where positive, else slope (exp(x) - 1)."""
     return call_into(np.minimum, x, 0, out=t), (np.expm1, t, t), *_joined(x, t, out, slope)
 
 
-def _straight(x: Any, t: Any, out: Any, slope: float) -> Any:
+def _straight(x: Any, t: Any, out: Any, slope: Any) -> Any:
     return call_into(np.minimum, x, 0, out=t), *_joined(x, t, out, slope)
 
 
-def _joined(x: Any, t: Any, out: Any, slope: float) -> Any:
+def _joined(x: Any, t: Any, out: Any, slope: Any) -> Any:
     return (np.multiply, t, slope, t), call_into(np.maximum, x, 0, out=out), (np.add, out, t, out)
 
 
@@ -230,7 +230,7 @@ def prelu(xp: Any, x: Any, gamma: Any, *, out: Any) -> Any:
     """
     t = xp.empty_like(out)
     slope = gamma.reshape(_along_channels(gamma.shape, x.ndim))
-    return call_into(xp.minimum, x, 0, out=t), (xp.multiply, t, slope, t), call_into(xp.maximum, x, 0, out=out), (xp.add, out, t, out)
+    return _straight(x, t, out, slope)
 
 
 def _prelu_gradient(F: Any, g: Any, x: Any, gamma: Any, gamma_shape: Any) -> Any:

@@ -25,6 +25,7 @@ HALF = np.dtype(np.float16)
 def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
     """One operator on raw arrays and scalars, at once, in this thread."""
     attributes = op.bind(attributes)
+    inputs += (None,) * (len(op.inputs) - len(inputs))
     if op.variant is not None:
         op, inputs, attributes = op.variant(inputs, attributes, False)  # type: ignore[assignment]
     if op.ufunc is not None:

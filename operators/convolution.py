@@ -1,0 +1,401 @@
+"""Convolution: three bilinear operators closed under differentiation, and MXNet's two layers on top of them.
+
+Each is im2col (or its transpose) and one BLAS product for every group and sample, or block of samples.  The blocks
+depend on shapes alone, and so do the bits.  Data are (n, channels, ...) with one, two or three axes of positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .faces import Rule
+from .infer import floating, uniform
+from .nn import check_bias, known, spelling
+from .schema import Attributes, Inferred, Metas, Sample, operator
+
+BLOCK = 1 << 18  # bytes of columns that are made before they are multiplied: about a second-level cache
+Extents = tuple[int, ...]
+LAYOUTS = (None, "NCW", "NCHW", "NCDHW")
+IGNORED = ("workspace", "cudnn_tune", "cudnn_off")
+
+
+def extents(what: str, value: Any, axes: int, default: int, least: int) -> Extents:
+    """One number for each axis of positions, from an attribute that may be empty or a single number."""
+    given = (default,) * axes if value is None or value == () else (value,) if np.ndim(value) == 0 else tuple(value)
+    if len(given) != axes or any(int(n) < least for n in given):
+        raise ValueError(f"{what} {value}: {axes} numbers from {least} expected")
+    return tuple(int(n) for n in given)
+
+
+def geometry(attributes: Attributes, axes: int) -> Attributes:
+    """The attributes with stride, dilate and pad as tuples."""
+    made = dict(attributes)
+    for name, default, least in (("stride", 1, 1), ("dilate", 1, 1), ("pad", 0, 0)):
+        made[name] = extents(name, attributes[name], axes, default, least)
+    return made
+
+
+def _positions(size: Extents, kernel: Extents, stride: Extents, dilate: Extents, pad: Extents) -> Extents:
+    """How many windows fit along each axis."""
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilate, strict=True)]
+    found = tuple((n + 2 * p - r) // s + 1 for n, p, r, s in zip(size, pad, reach, stride, strict=True))
+    if any(n < 1 for n in found):
+        raise ValueError(f"a kernel of extent {tuple(reach)} exceeds data of {size} padded by {pad}")
+    return found
+
+
+def interior(pad: Extents, size: Extents) -> Any:
+    """Where the data lie in padded data."""
+    return (..., *(slice(p, p + n) for p, n in zip(pad, size, strict=True)))
+
+
+def window(offset: Sequence[int], stride: Extents, positions: Extents) -> Any:
+    """In padded data, the element at this offset of every window."""
+    return (..., *(slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offset, stride, positions, strict=True)))
+
+
+class _Plan:
+    """The shapes of one convolution; `blocks` are the ranges of samples that are done together."""
+
+    def __init__(self, data: Extents, weight: Extents, attributes: Attributes, itemsize: int) -> None:
+        self.n, self.channels, *size = data
+        self.filters, _, *kernel = weight
+        self.size, self.kernel = tuple(size), tuple(kernel)
+        self.stride, self.dilate, self.pad = attributes["stride"], attributes["dilate"], attributes["pad"]
+        self.groups = attributes["num_group"]
+        self.positions = _positions(self.size, self.kernel, self.stride, self.dilate, self.pad)
+        self.padded = tuple(n + 2 * p for n, p in zip(self.size, self.pad, strict=True))
+        self.rows, self.columns = math.prod(weight[1:]), math.prod(self.positions)
+        bytes_of_one = max(self.groups * self.rows * self.columns * itemsize, 1)
+        step = max(BLOCK // bytes_of_one, 1)
+        self.blocks = [(i, min(i + step, self.n)) for i in range(0, self.n, step)]
+
+    def windows(self, xp: Any, data: Any) -> Any:
+        """All windows of a block of samples, as a view (n, channels, *kernel, *positions)."""
+        if any(self.pad):
+            padded = xp.zeros((*data.shape[:2], *self.padded), data.dtype)
+            padded[interior(self.pad, self.size)] = data
+            data = padded
+        steps = data.strides[2:]
+        within = [s * d for s, d in zip(steps, self.dilate, strict=True)]
+        between = [s * d for s, d in zip(steps, self.stride, strict=True)]
+        shape = (*data.shape[:2], *self.kernel, *self.positions)
+        return xp.lib.stride_tricks.as_strided(data, shape, (*data.strides[:2], *within, *between))
+
+    def offsets(self) -> Any:
+        """(index in the kernel, offset in padded data) of every element of a window."""
+        for index in itertools.product(*map(range, self.kernel)):
+            yield index, [i * d for i, d in zip(index, self.dilate, strict=True)]
+
+
+def _channels(what: str, shape: Extents, expected: int) -> None:
+    if shape[1] != expected:
+        raise ValueError(f"{what} with {expected} channels expected")
+
+
+def _check(metas: Metas, attributes: Attributes, shapes: str) -> tuple[Attributes, list[Extents]]:
+    """The attributes normalised, and the shapes."""
+    given = [meta for meta in metas if meta is not None]
+    uniform(*given)
+    floating(given[0])
+    found = [meta[0] for meta in given]
+    axes = len(found[0]) - 2
+    if axes < 1 or len(found[1]) != axes + 2:
+        raise ValueError(f"{shapes} with as many axes of positions expected")
+    attributes = geometry(attributes, axes)
+    groups = attributes["num_group"] = int(attributes["num_group"])
+    if groups < 1:
+        raise ValueError(f"num_group {groups}: 1 or more expected")
+    return attributes, found
+
+
+def _filters(weight: Extents, groups: int) -> None:
+    if weight[0] % groups:
+        raise ValueError(f"{weight[0]} filters do not divide into {groups} groups")
+
+
+def _convolution(metas: Metas, attributes: Attributes) -> Inferred:
+    attributes, (data, weight, *_) = _check(metas, attributes, "data (n, channels, ...) and weight (filters, ...)")
+    groups = attributes["num_group"]
+    _filters(weight, groups)
+    _channels("data", data, weight[1] * groups)
+    check_bias(metas[2], metas[2] is None, weight[0])
+    where = attributes["stride"], attributes["dilate"], attributes["pad"]
+    positions = _positions(data[2:], weight[2:], *where)
+    return (((data[0], weight[0], *positions), metas[0][1]),), attributes  # type: ignore[index]
+
+
+def _reference(
+    data: Any, weight: Any, bias: Any = None, stride: Any = 1, dilate: Any = 1, pad: Any = 0, num_group: int = 1
+) -> Any:
+    """Convolution as a sum over the elements of the kernel."""
+    axes = data.ndim - 2
+    stride, dilate, pad = (np.broadcast_to(value, axes) for value in (stride, dilate, pad))
+    data = np.pad(data, ((0, 0), (0, 0), *zip(pad, pad, strict=True)))
+    positions = (np.subtract(data.shape[2:], (np.array(weight.shape[2:]) - 1) * dilate) - 1) // stride + 1
+    data = data.reshape(len(data), num_group, -1, *data.shape[2:])
+    filters = weight.reshape(num_group, -1, *weight.shape[1:])
+    out = 0
+    for index in np.ndindex(weight.shape[2:]):
+        first, last = index * dilate, index * dilate + stride * (positions - 1) + 1
+        patch = data[(..., *map(slice, first, last, stride))]
+        out = out + np.einsum("ngc...,gfc->ngf...", patch, filters[(..., *index)])
+    out = out.reshape(len(data), -1, *positions)
+    return out if bias is None else out + bias.reshape(-1, *(1,) * axes)
+
+
+@operator(
+    "convolution",
+    infer=_convolution,
+    costly=True,
+    samples=[
+        Sample((2, 2, 4), (3, 2, 2), (3,), stride=2, pad=1),
+        Sample((2, 4, 4, 3), (4, 2, 2, 3), None, pad=(1, 1), num_group=2),
+        Sample((1, 1, 5, 5), (2, 1, 2, 2), (2,), stride=(1, 2), dilate=(2, 3)),
+        Sample((1, 2, 2, 3, 2), (2, 2, 2, 2, 1), None),
+    ],
+    reference=_reference,
+    nd=False,
+)
+def convolution(
+    xp: Any, data: Any, weight: Any, bias: Any = None, *, stride: Any = (), dilate: Any = (), pad: Any = (),
+    num_group: int = 1, out: Any,
+) -> None:  # fmt: skip
+    """Cross-correlation: each filter's product with every window of the data.
+
+    data: (n, channels, *size).   weight: (filters, channels / num_group, *kernel).   bias: (filters,).
+    Result: (n, filters, *positions), positions = (size + 2 pad - (kernel - 1) dilate - 1) // stride + 1.
+    """
+    attributes = {"stride": stride, "dilate": dilate, "pad": pad, "num_group": num_group}
+    plan = _Plan(data.shape, weight.shape, attributes, data.itemsize)
+    groups = plan.groups
+    factor = weight.reshape(groups, plan.filters // groups, plan.rows)
+    for first, last in plan.blocks:
+        columns = plan.windows(xp, data[first:last]).reshape(last - first, groups, plan.rows, plan.columns)
+        out[first:last] = xp.matmul(factor, columns).reshape(last - first, plan.filters, *plan.positions)
+    if bias is not None:
+        xp.add(out, bias.reshape(-1, *(1,) * len(plan.kernel)), out)
+
+
+def _sum_of_channels(F: Any, g: Any) -> Any:
+    return F.sum(g, axis=(0, *range(2, len(g.shape))))
+
+
+convolution.grad(
+    data=lambda F, g, weight, data_shape, **a: F.conv_data_grad(g, weight, shape=data_shape, **a),
+    weight=lambda F, g, data, weight_shape, **a: F.conv_weight_grad(g, data, shape=weight_shape, **a),
+    bias=_sum_of_channels,
+)
+
+
+def _conv_data_grad(metas: Metas, attributes: Attributes) -> Inferred:
+    attributes, (grad, weight, *_) = _check(metas, attributes, "grad (n, filters, ...) and weight (filters, ...)")
+    groups = attributes["num_group"]
+    shape = attributes["shape"] = tuple(int(n) for n in attributes["shape"])
+    _filters(weight, groups)
+    _channels("grad", grad, weight[0])
+    _channels("shape", shape, weight[1] * groups)
+    check_bias(metas[2], metas[2] is None, shape[1])
+    where = attributes["stride"], attributes["dilate"], attributes["pad"]
+    if shape[0] != grad[0] or _positions(shape[2:], weight[2:], *where) != grad[2:]:
+        raise ValueError(f"not the positions of a convolution of {shape}")
+    return ((shape, metas[0][1]),), attributes  # type: ignore[index]
+
+
+@operator(
+    "conv_data_grad",
+    infer=_conv_data_grad,
+    costly=True,
+    samples=[
+        Sample((2, 3, 3), (3, 2, 2), None, shape=(2, 2, 4), stride=2, pad=1),
+        Sample((2, 4, 5, 3), (4, 2, 2, 3), (4,), shape=(2, 4, 4, 3), pad=(1, 1), num_group=2),
+    ],
+    nd=False,
+)
+def conv_data_grad(
+    xp: Any, grad: Any, weight: Any, bias: Any = None, *, shape: Any, stride: Any = (), dilate: Any = (), pad: Any = (),
+    num_group: int = 1, out: Any,
+) -> None:  # fmt: skip
+    """The transpose of `convolution` as a map of its data; plus a bias.
+
+    grad: (n, filters, *positions).   weight: (filters, channels / num_group, *kernel).   bias: (channels,).
+    Result: `shape`, (n, channels, *size).
+    """
+    attributes = {"stride": stride, "dilate": dilate, "pad": pad, "num_group": num_group}
+    plan = _Plan(shape, weight.shape, attributes, grad.itemsize)
+    groups = plan.groups
+    factor = weight.reshape(groups, plan.filters // groups, plan.rows).swapaxes(1, 2)
+    for first, last in plan.blocks:
+        n = last - first
+        rows = grad[first:last].reshape(n, groups, plan.filters // groups, plan.columns)
+        parts = xp.matmul(factor, rows).reshape(n, plan.channels, *plan.kernel, *plan.positions)
+        padded = xp.zeros((n, plan.channels, *plan.padded), grad.dtype)
+        for index, offset in plan.offsets():
+            padded[window(offset, plan.stride, plan.positions)] += parts[:, :, *index]
+        out[first:last] = padded[interior(plan.pad, plan.size)]
+    if bias is not None:
+        xp.add(out, bias.reshape(-1, *(1,) * len(plan.kernel)), out)
+
+
+conv_data_grad.grad(
+    grad=lambda F, g, weight, stride, dilate, pad, num_group: F.convolution(
+        g, weight, None, stride=stride, dilate=dilate, pad=pad, num_group=num_group
+    ),
+    weight=lambda F, g, grad, weight_shape, stride, dilate, pad, num_group: F.conv_weight_grad(
+        grad, g, shape=weight_shape, stride=stride, dilate=dilate, pad=pad, num_group=num_group
+    ),
+    bias=_sum_of_channels,
+)
+
+
+def _conv_weight_grad(metas: Metas, attributes: Attributes) -> Inferred:
+    attributes, (grad, data) = _check(metas, attributes, "grad (n, filters, ...) and data (n, channels, ...)")
+    shape = attributes["shape"] = tuple(int(n) for n in attributes["shape"])
+    groups = attributes["num_group"]
+    _filters(shape, groups)
+    _channels("grad", grad, shape[0])
+    _channels("data", data, shape[1] * groups)
+    where = attributes["stride"], attributes["dilate"], attributes["pad"]
+    if data[0] != grad[0] or _positions(data[2:], shape[2:], *where) != grad[2:]:
+        raise ValueError(f"not the positions of a convolution with a weight of {shape}")
+    return ((shape, metas[0][1]),), attributes  # type: ignore[index]
+
+
+@operator(
+    "conv_weight_grad",
+    infer=_conv_weight_grad,
+    costly=True,
+    samples=[
+        Sample((2, 3, 3), (2, 2, 4), shape=(3, 2, 2), stride=2, pad=1),
+        Sample((2, 4, 5, 3), (2, 4, 4, 3), shape=(4, 2, 2, 3), pad=(1, 1), num_group=2),
+    ],
+    nd=False,
+)
+def conv_weight_grad(
+    xp: Any, grad: Any, data: Any, *, shape: Any, stride: Any = (), dilate: Any = (), pad: Any = (),
+    num_group: int = 1, out: Any,
+) -> None:  # fmt: skip
+    """The transpose of `convolution` as a map of its weight.
+
+    grad: (n, filters, *positions).   data: (n, channels, *size).   Result: `shape`, (filters, channels / num_group,
+    *kernel).
+    """
+    attributes = {"stride": stride, "dilate": dilate, "pad": pad, "num_group": num_group}
+    plan = _Plan(data.shape, shape, attributes, data.itemsize)
+    groups, axes = plan.groups, len(plan.kernel)
+    total = xp.zeros((groups, plan.filters // groups, plan.rows), data.dtype)
+    positions_last = (1, *range(2, 2 + axes), 0, *range(2 + axes, 2 + 2 * axes))
+    for first, last in plan.blocks:
+        columns = (last - first) * plan.columns
+        patches = plan.windows(xp, data[first:last]).transpose(positions_last).reshape(groups, plan.rows, columns)
+        rows = grad[first:last].swapaxes(0, 1).reshape(groups, plan.filters // groups, columns)
+        total += xp.matmul(rows, patches.swapaxes(1, 2))
+    out[...] = total.reshape(shape)
+
+
+conv_weight_grad.grad(
+    grad=lambda F, g, data, stride, dilate, pad, num_group: F.convolution(
+        data, g, None, stride=stride, dilate=dilate, pad=pad, num_group=num_group
+    ),
+    data=lambda F, g, grad, data_shape, stride, dilate, pad, num_group: F.conv_data_grad(
+        grad, g, None, shape=data_shape, stride=stride, dilate=dilate, pad=pad, num_group=num_group
+    ),
+)
+
+
+# ---- MXNet's layers --------------------------------------------------------------------------------------------------
+
+
+def _layer(inputs: Sequence[Any], a: Attributes) -> tuple[int, Extents]:
+    """(axes of positions, kernel) after the checks that both layers share."""
+    data, _, bias = inputs
+    axes = data.ndim - 2
+    if not 1 <= axes <= 3:
+        raise ValueError("data (n, channels, ...) with one, two or three axes of positions expected")
+    known("layout", a["layout"], (None, LAYOUTS[axes]))  # type: ignore[arg-type]
+    check_bias(None if bias is None else (bias.shape, bias.dtype), bool(a["no_bias"]), int(a["num_filter"]))
+    return axes, extents("kernel", a["kernel"], axes, 0, 1)
+
+
+def _shared(a: Attributes) -> Attributes:
+    return {name: a[name] for name in ("stride", "dilate", "pad", "num_group")}
+
+
+def _convolution_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> Any:
+    data, weight, _ = inputs
+    _, kernel = _layer(inputs, a)
+    groups = int(a["num_group"])
+    expected = (int(a["num_filter"]), data.shape[1] // max(groups, 1), *kernel)
+    if weight.shape != expected:
+        raise ValueError(f"weight of shape {expected} expected: (num_filter, channels / num_group, *kernel)")
+    return convolution, inputs, _shared(a)
+
+
+@operator(
+    "Convolution",
+    infer=spelling,
+    variant=_convolution_variant,
+    samples=[Sample((2, 2, 4, 4), (3, 2, 2, 2), (3,), kernel=(2, 2), num_filter=3, stride=(2, 2), pad=(1, 1))],
+    nd=Rule(ignore=IGNORED, method=False),
+)
+def convolution_layer(
+    xp: Any, data: Any, weight: Any, bias: Any = None, *, kernel: Any, stride: Any = (), dilate: Any = (),
+    pad: Any = (), num_filter: int, num_group: int = 1, no_bias: bool = False, layout: str | None = None, out: Any,
+) -> None:  # fmt: skip
+    """Convolution in one, two or three dimensions (cross-correlation, as everywhere in deep learning).
+
+    data: (n, channels, *size).   weight: (num_filter, channels / num_group, *kernel).   bias: (num_filter,).
+    Result: (n, num_filter, *positions), positions = (size + 2 pad - (kernel - 1) dilate - 1) // stride + 1.
+    layout: NCW, NCHW or NCDHW, the default.   Floating point.   Source: MXNet Convolution.
+    """
+
+
+def _deconvolution_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> Any:
+    data, weight, _ = inputs
+    axes, kernel = _layer(inputs, a)
+    groups, filters = int(a["num_group"]), int(a["num_filter"])
+    expected = (data.shape[1], filters // max(groups, 1), *kernel)
+    if weight.shape != expected:
+        raise ValueError(f"weight of shape {expected} expected: (channels, num_filter / num_group, *kernel)")
+    a = geometry(a, axes)
+    adj = extents("adj", a["adj"], axes, 0, 0)
+    along = zip(data.shape[2:], a["stride"], kernel, a["dilate"], strict=True)
+    whole = tuple((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in along)
+    if a["target_shape"]:
+        target = extents("target_shape", a["target_shape"], axes, 0, 1)
+        spare = [w - t for w, t in zip(whole, target, strict=True)]
+        if min(spare) < 0:
+            raise ValueError(f"target_shape {target}: at most {whole} expected")
+        a["pad"], adj = tuple((n + 1) // 2 for n in spare), tuple(n % 2 for n in spare)
+    if any(n >= s for n, s in zip(adj, a["stride"], strict=True)):
+        raise ValueError(f"adj {adj}: less than the stride expected")
+    size = tuple(w - 2 * p + n for w, p, n in zip(whole, a["pad"], adj, strict=True))
+    return conv_data_grad, inputs, {"shape": (data.shape[0], filters, *size), **_shared(a)}
+
+
+@operator(
+    "Deconvolution",
+    infer=spelling,
+    variant=_deconvolution_variant,
+    samples=[
+        Sample((2, 2, 3, 3), (2, 3, 4, 4), None, kernel=(4, 4), num_filter=3, stride=(2, 2), pad=(1, 1)),
+        Sample((1, 2, 3), (2, 1, 3), (2,), kernel=3, num_filter=2, num_group=2, stride=3, adj=2, no_bias=False),
+    ],
+    nd=Rule(ignore=IGNORED, method=False),
+)
+def deconvolution_layer(
+    xp: Any, data: Any, weight: Any, bias: Any = None, *, kernel: Any, stride: Any = (), dilate: Any = (),
+    pad: Any = (), adj: Any = (), target_shape: Any = (), num_filter: int, num_group: int = 1, no_bias: bool = True,
+    layout: str | None = None, out: Any,
+) -> None:  # fmt: skip
+    """Transposed convolution: what takes the result of a Convolution back to the shape of its data.
+
+    data: (n, channels, *size).   weight: (channels, num_filter / num_group, *kernel).   bias: (num_filter,).
+    Result: (n, num_filter, *new), new = (size - 1) stride + (kernel - 1) dilate + 1 - 2 pad + adj; target_shape, where
+    given, chooses pad and adj.   Floating point.   Source: MXNet Deconvolution.
+    """
