@@ -7,9 +7,8 @@ the natural built-in type; every raise is a fresh object, and the original keeps
 from __future__ import annotations
 
 import asyncio
-import traceback
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Generator, Sequence
+from types import FunctionType, TracebackType
 from typing import Any
 
 from .site import _files, _is_ours
@@ -144,7 +143,7 @@ def _reborn(original: BaseException) -> OperatorError | None:
         return None
     made, fields = entry
     try:
-        error: Any = kind.__new__(made, *original.args)
+        error: Any = _new(kind, made, original.args)
         error.args = original.args
         error.__dict__.update((k, v) for k, v in vars(original).items() if k != "__notes__")
         _copy_fields(error, original, fields)
@@ -154,6 +153,13 @@ def _reborn(original: BaseException) -> OperatorError | None:
     except Exception:
         return None
     return error  # type: ignore[no-any-return]
+
+
+def _new(kind: type[BaseException], made: type[OperatorError], args: tuple[Any, ...]) -> Any:
+    try:
+        return kind.__new__(made, *args)
+    except TypeError:  # MemoryError's own __new__ refuses subclasses of two exceptions
+        return BaseException.__new__(made, *args)
 
 
 def _copy_fields(new: Any, old: BaseException, fields: tuple[str, ...]) -> None:
@@ -196,9 +202,9 @@ def _text(original: BaseException) -> str:
 
 
 def release_frames(exc: BaseException) -> None:
-    """Cut the engine's frames off the traceback and empty the others, so that a sticky error pins no array.
+    """Keep the traceback's lines and drop its frames, so that a sticky error pins no array.
 
-    The line numbers stay; the frames' local variables go.
+    Clearing the frames' locals would not be enough: a frame also holds its function, and that its closure and defaults.
     """
     seen: set[int] = set()
     todo: list[BaseException | None] = [exc]
@@ -207,12 +213,33 @@ def release_frames(exc: BaseException) -> None:
         if e is None or id(e) in seen:
             continue
         seen.add(id(e))
-        tb = _outside(e.__traceback__)
-        e.__traceback__ = tb
-        traceback.clear_frames(tb)
+        e.__traceback__ = _slim(_outside(e.__traceback__))
         todo += (e.__cause__, e.__context__)
         if isinstance(e, BaseExceptionGroup):
             todo += e.exceptions
+
+
+def _frame() -> Generator[None, None, None]:
+    yield  # a generator that is never started has a frame without locals, and without callers that it would keep alive
+
+
+def _slim(tb: TracebackType | None) -> TracebackType | None:
+    """The same lines on empty frames."""
+    entries = []
+    while tb is not None:
+        entries.append((tb.tb_frame.f_code, tb.tb_lineno))
+        tb = tb.tb_next
+    slim: TracebackType | None = None
+    for code, line in reversed(entries):
+        stub = _frame.__code__.replace(
+            co_filename=code.co_filename,
+            co_name=code.co_name,
+            co_qualname=code.co_qualname,
+            co_firstlineno=code.co_firstlineno,
+            co_linetable=b"",
+        )
+        slim = TracebackType(slim, FunctionType(stub, {})().gi_frame, 0, line)
+    return slim
 
 
 def _outside(tb: TracebackType | None) -> TracebackType | None:

@@ -309,6 +309,7 @@ class Runner(Tracker):
         fate = self._doom(op)
         if fate is not None:
             op.fate = fate  # nobody looks before DONE, but `_repair`
+            op.fn = None  # what the function holds is free before anybody hears that it is done
             return fate
         stack = here_and_now.stack
         depth = len(stack)
@@ -319,11 +320,12 @@ class Runner(Tracker):
             fate = self._own_fate(op, claim, token, e)
             if fate is not None:
                 op.fate = fate
+                op.fn = None
             return fate
         del stack[depth:]
         if handed_out:
             return None
-        op.fn = None  # what the function holds is free before anybody hears that it is done
+        op.fn = None
         return OK
 
     def _call(self, op: Operation, claim: list[Any], token: object, stack: list[Operation]) -> bool:
@@ -357,8 +359,10 @@ class Runner(Tracker):
         if op.mark == 2 or (op.kind is ASYNC and op.mark == 1):
             raise e  # it had ended, or is handed out: `_abandoned` sees to it
         if here_and_now.worker is not self:
-            # A user's thread: interrupts and signal handlers' exceptions must reach the user.
-            if not isinstance(e, Exception):
+            # A user's thread: interrupts and signal handlers' exceptions must reach the user.  (In the serial engine a
+            # function runs here; what it raises cannot be told from what a handler throws into it, save Ctrl-C.)
+            own = op.kind is not ATOMIC and op.mark == 1 and not isinstance(e, KeyboardInterrupt)
+            if not own and not isinstance(e, Exception):
                 raise e
             if isinstance(e, MemoryError):
                 return Fate(Root(op, e))
