@@ -84,16 +84,17 @@ def generator(taken: Seed) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))
 
 
-# ---- draws: the operators of operators/random.py under MXNet's names ---------------------------------------------------
+# ---- draws: the operators of operators/random.py under the names of MXNet --------------------------------------------
 
 
 def _draw(name: str, parameters: Sequence[Any], shape: Any, dtype: Any, ctx: Any, out: Any) -> Any:
-    """One distribution, with numbers or (then one for each of their elements) arrays as parameters."""
-    if not any(hasattr(p, "shape") and p.shape for p in parameters):
-        if out is not None and shape is None:
-            shape = out.shape
-        return getattr(nd_face, f"random_{name}")(*parameters, shape=shape, dtype=dtype, ctx=ctx, out=out)
-    return getattr(nd_face, f"sample_{name}")(*parameters, shape=shape, dtype=dtype, out=out)
+    """One distribution, with numbers or (one for each of their elements) arrays as parameters."""
+    like = next((p for p in parameters if hasattr(p, "shape") and p.shape), None)
+    if like is not None:
+        arrays = [p if hasattr(p, "shape") and p.shape else nd_face.zeros_like(like) + p for p in parameters]
+        return getattr(nd_face, f"sample_{name}")(*arrays, shape=shape, dtype=dtype, out=out)
+    shape = out.shape if shape is None and out is not None else shape
+    return getattr(nd_face, f"random_{name}")(*parameters, shape=shape, dtype=dtype, ctx=ctx, out=out)
 
 
 def uniform(low: Any = 0, high: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
@@ -142,3 +143,45 @@ def exponential(scale: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any =
 def poisson(lam: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
     """Poisson-distributed numbers of mean lam (0 or more).  For the rest see `uniform`."""
     return _draw("poisson", (lam,), shape, dtype, ctx, out)
+
+
+def negative_binomial(
+    k: Any = 1, p: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None
+) -> Any:
+    """Numbers of failures before the k-th success, each success of probability p.  For the rest see `uniform`."""
+    return _draw("negative_binomial", (k, p), shape, dtype, ctx, out)
+
+
+def generalized_negative_binomial(
+    mu: Any = 1, alpha: Any = 1, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None
+) -> Any:
+    """Negative binomial numbers of mean mu and dispersion alpha (above 0).  For the rest see `uniform`."""
+    return _draw("generalized_negative_binomial", (mu, alpha), shape, dtype, ctx, out)
+
+
+def randint(low: int, high: int, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """Integers from low to high - 1, each as likely; int32 by default.  For the rest see `uniform`."""
+    shape = out.shape if shape is None and out is not None else shape
+    return nd_face.random_randint(low=low, high=high, shape=shape, dtype=dtype, ctx=ctx, out=out)
+
+
+def multinomial(data: Any, shape: Any = None, get_prob: bool = False, out: Any = None, dtype: Any = "int32") -> Any:
+    """Indices along the last axis of data, drawn by the probabilities there.
+
+    Parameters
+    ----------
+    data : array of shape (s..., k)
+        Probabilities; they need not add up to 1.
+    shape : int or tuple
+        How many to draw for each row; default: one, without an axis.
+    get_prob : bool
+        Give (indices, their log-probabilities); gradients flow from these to data.
+
+    Returns an array of shape (s..., shape...).   Never blocks.
+    """
+    return nd_face.sample_multinomial(data, shape=shape, get_prob=get_prob, dtype=dtype, out=out)
+
+
+def shuffle(data: Any, out: Any = None) -> Any:
+    """The elements along the first axis of data in random order.  Never blocks."""
+    return nd_face.shuffle(data, out=out)

@@ -149,7 +149,7 @@ def _tile(metas: Metas, attributes: Attributes) -> Inferred:
     infer=_tile,
     widen=False,
     samples=[Sample((2, 3), reps=2), Sample((2, 3), reps=(2, 1, 3)), Sample((2, 1, 3), reps=(3, 2))],
-    reference=lambda x, reps: np.tile(x, reps),
+    reference=np.tile,
     nd=Rule(rename=DATA),
 )
 def tile(xp: Any, x: Any, *, reps: Any, out: Any) -> None:
@@ -233,7 +233,7 @@ def broadcast_like(lhs: Any, rhs: Any, lhs_axes: Any = None, rhs_axes: Any = Non
 def reshape_like(
     lhs: Any, rhs: Any, lhs_begin: Any = None, lhs_end: Any = None, rhs_begin: Any = None, rhs_end: Any = None
 ) -> Any:
-    """lhs with its axes from lhs_begin to lhs_end reshaped to those of rhs from rhs_begin to rhs_end; all by default."""
+    """lhs with its axes from lhs_begin to lhs_end as those of rhs from rhs_begin to rhs_end; default: all."""
     lhs, rhs = _array("reshape_like", lhs), _array("reshape_like", rhs)
     begin, end, _ = slice(lhs_begin, lhs_end).indices(lhs.ndim)
     shape = (*lhs.shape[:begin], *rhs.shape[slice(rhs_begin, rhs_end)], *lhs.shape[max(begin, end) :])

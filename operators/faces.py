@@ -270,7 +270,7 @@ nd_face = NDFace()
 
 
 def composed(*aliases: str) -> Callable[[Method], Method]:
-    """Declare a function of the nd face that is made of operators, each recorded on its own.  Arrays have it as a method."""
+    """Declare a function of the nd face made of operators, each recorded on its own.  Arrays have it as a method."""
 
     def declare(function: Method) -> Method:
         for name in (function.__name__, *aliases):

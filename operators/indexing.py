@@ -172,7 +172,7 @@ embedding.grad(
 )
 
 
-# ---- one element of each row: pick -------------------------------------------------------------------------------------
+# ---- one element of each row: pick -----------------------------------------------------------------------------------
 
 
 def _without(shape: Shape, axis: int, n: int | None = None) -> Shape:
@@ -267,7 +267,7 @@ def batch_take(a: Any, indices: Any, **more: Any) -> Any:
     return nd_face.pick(a, indices, axis=1, **more)
 
 
-# ---- one hot -----------------------------------------------------------------------------------------------------------
+# ---- one hot ---------------------------------------------------------------------------------------------------------
 
 
 def _one_hot(metas: Metas, attributes: Attributes) -> Inferred:
@@ -301,7 +301,7 @@ def one_hot(
 one_hot.grad(indices=zero)
 
 
-# ---- indices of several axes ---------------------------------------------------------------------------------------------
+# ---- indices of several axes -----------------------------------------------------------------------------------------
 
 
 def _gather_nd(metas: Metas, attributes: Attributes) -> Inferred:

@@ -31,7 +31,7 @@ def _work(metas: Metas, made: Metas, attributes: Attributes) -> float:
     return (0.3 if made[0][1].kind == "f" else 5.0) * math.sqrt(math.prod(sizes)) + sum(sizes)
 
 
-# ---- matmul: NumPy's rules ---------------------------------------------------------------------------------------------
+# ---- matmul: NumPy's rules -------------------------------------------------------------------------------------------
 
 
 def _matmul(metas: Metas, attributes: Attributes) -> Inferred:
@@ -53,9 +53,10 @@ def _matmul(metas: Metas, attributes: Attributes) -> Inferred:
     broadcasts=True,
     cost=_work,
     costly=True,
-    samples=[Sample(*s) for s in (
-        ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((2, 1, 2, 3), (4, 3, 2)), ((3,), (3,)), ((3,), (2, 3, 4)), ((2, 3), (3,)),
-    )],
+    samples=[
+        Sample((2, 3), (3, 4)), Sample((5, 2, 3), (3, 4)), Sample((2, 1, 2, 3), (4, 3, 2)), Sample((3,), (3,)),
+        Sample((3,), (2, 3, 4)), Sample((2, 3), (3,)),
+    ],
     reference=np.matmul,
 )  # fmt: skip
 def matmul(xp: Any, x: Any, y: Any, *, out: Any) -> Any:
@@ -87,7 +88,7 @@ def _matmul_y(F: Any, g: Any, x: Any, x_shape: Shape, y_shape: Shape) -> Any:
 matmul.grad(x=_matmul_x, y=_matmul_y)
 
 
-# ---- dot: MXNet's ------------------------------------------------------------------------------------------------------
+# ---- dot: MXNet's ----------------------------------------------------------------------------------------------------
 
 
 def _split(shape: Shape, transposed: bool, *, left: bool) -> tuple[Shape, int]:
@@ -181,7 +182,7 @@ def _dot_y(F: Any, g: Any, x: Any, x_shape: Shape, y_shape: Shape, transpose_a: 
 dot.grad(x=_dot_x, y=_dot_y)
 
 
-# ---- batches -----------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------------------------------
 
 
 def _batched(metas: Metas, attributes: Attributes) -> Inferred:
@@ -214,16 +215,16 @@ def _batch_reference(x: Any, y: Any, transpose_a: bool, transpose_b: bool, alpha
     return alpha * np.matmul(_turned(x, transpose_a), _turned(y, transpose_b))
 
 
-def _batch_x(F: Any, g: Any, y: Any, transpose_a: bool, transpose_b: bool, alpha: float = 1.0) -> Any:
+def _batch_x(F: Any, g: Any, y: Any, transpose_a: bool, transpose_b: bool) -> Any:
     if transpose_a:
-        return F.linalg_gemm2(y, g, transpose_a=transpose_b, transpose_b=True, alpha=alpha)
-    return F.linalg_gemm2(g, y, transpose_b=not transpose_b, alpha=alpha)
+        return F.batch_dot(y, g, transpose_a=transpose_b, transpose_b=True)
+    return F.batch_dot(g, y, transpose_b=not transpose_b)
 
 
-def _batch_y(F: Any, g: Any, x: Any, transpose_a: bool, transpose_b: bool, alpha: float = 1.0) -> Any:
+def _batch_y(F: Any, g: Any, x: Any, transpose_a: bool, transpose_b: bool) -> Any:
     if transpose_b:
-        return F.linalg_gemm2(g, x, transpose_a=True, transpose_b=transpose_a, alpha=alpha)
-    return F.linalg_gemm2(x, g, transpose_a=not transpose_a, alpha=alpha)
+        return F.batch_dot(g, x, transpose_a=True, transpose_b=transpose_a)
+    return F.batch_dot(x, g, transpose_a=not transpose_a)
 
 
 @operator(
@@ -241,9 +242,16 @@ def batch_dot(xp: Any, x: Any, y: Any, *, transpose_a: bool = False, transpose_b
     nd=Rule(rename=SIDES, method=False),
 )  # fmt: skip
 def gemm2(
-    xp: Any, x: Any, y: Any, *, transpose_a: bool = False, transpose_b: bool = False, alpha: float = 1.0, axis: int = -2,
+    xp: Any,
+    x: Any,
+    y: Any,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    alpha: float = 1.0,
+    axis: int = -2,
     out: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """alpha times the products of corresponding matrices: (..., n, k), (..., k, m) -> (..., n, m).
 
     Unlike MXNet's, the rows are always on the axis before the last.
@@ -252,8 +260,8 @@ def gemm2(
     return product if alpha == 1 else (*product, (xp.multiply, out, alpha, out))
 
 
-batch_dot.grad(
-    x=lambda F, g, y, transpose_a, transpose_b: _batch_x(F, g, y, transpose_a, transpose_b),
-    y=lambda F, g, x, transpose_a, transpose_b: _batch_y(F, g, x, transpose_a, transpose_b),
+batch_dot.grad(x=_batch_x, y=_batch_y)
+gemm2.grad(
+    x=lambda F, g, y, transpose_a, transpose_b, alpha: _batch_x(F, g * alpha, y, transpose_a, transpose_b),
+    y=lambda F, g, x, transpose_a, transpose_b, alpha: _batch_y(F, g * alpha, x, transpose_a, transpose_b),
 )
-gemm2.grad(x=_batch_x, y=_batch_y)

@@ -116,7 +116,7 @@ def _scaled(F: Any, x: Any, x_shape: Shape, grad_scale: float, valid_thresh: flo
 scaled_loss.grad(x=_scaled)
 
 
-# ---- piecewise ---------------------------------------------------------------------------------------------------------
+# ---- piecewise -------------------------------------------------------------------------------------------------------
 
 
 def _real(metas: Metas, attributes: Attributes) -> Inferred:
@@ -161,7 +161,7 @@ def _inside(F: Any, g: Any, out: Any, alpha: float) -> Any:
 hard_sigmoid.grad(x=_inside)
 
 
-# ---- normalisation -----------------------------------------------------------------------------------------------------
+# ---- normalisation ---------------------------------------------------------------------------------------------------
 
 _NORMED = {
     "instance": lambda ndim: range(1, ndim),
@@ -178,7 +178,7 @@ def L2Normalization(data: Any, eps: float = 1e-10, mode: str = "instance") -> An
     """
     if mode not in _NORMED:
         raise ArgumentError(f"[L2Normalization] mode {mode!r}: one of {', '.join(_NORMED)} expected")
-    squares = nd_face.sum(nd_face.square(data), axis=tuple(_NORMED[mode](data.ndim)), keepdims=True)
+    squares = nd_face.sum(nd_face.square(data), axis=tuple(range(data.ndim))[slice(*_NORMED[mode])], keepdims=True)
     return nd_face.multiply(data, nd_face.rsqrt(squares + eps))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ndarray.shape import Shape, axes_of, c_strides
+from ..ndarray.shape import Shape, c_strides
 from .faces import Rule
 from .infer import normal_axis
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, zero
@@ -92,7 +92,7 @@ def _slice_like(metas: Metas, attributes: Attributes) -> Inferred:
     if axes in ((), [], None) and len(shape) != len(like):
         raise ValueError("as many axes, or the axes to slice, expected")
     cut = list(shape)
-    for axis in axes_of(axes or None, len(shape)) if not axes else axes:
+    for axis in axes or range(len(shape)):
         at, there = normal_axis(axis, len(shape)), normal_axis(axis, len(like))
         if like[there] > shape[at]:
             raise ValueError(f"axis {axis} is longer in shape_like")

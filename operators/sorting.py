@@ -54,7 +54,7 @@ def _put(F: Any, g: Any, order: Any, x_shape: Shape, axis: int | None) -> Any:
     return F.reshape(F.put_along(g, order, shape=_lined(x_shape, axis), axis=axis or 0), shape=x_shape)
 
 
-# ---- whole axes --------------------------------------------------------------------------------------------------------
+# ---- whole axes ------------------------------------------------------------------------------------------------------
 
 
 def _sort(metas: Metas, attributes: Attributes) -> Inferred:
@@ -79,9 +79,7 @@ def _reference_order(x: Any, axis: int | None = -1, is_ascend: bool = True) -> A
     reference=_reference_order,
     nd=Rule(rename=DATA, extra=FLOATS, dtype="kernel"),
 )
-def argsort(
-    xp: Any, x: Any, *, axis: int | None = -1, is_ascend: bool = True, dtype: Any = None, out: Any
-) -> None:
+def argsort(xp: Any, x: Any, *, axis: int | None = -1, is_ascend: bool = True, dtype: Any = None, out: Any) -> None:
     """The indices that would sort x along an axis; int64 (in the nd face float32) by default."""
     out[...] = _order(xp, x, axis, is_ascend)[1]
 
@@ -109,7 +107,7 @@ argsort.grad(x=zero)
 sort.grad(x=_sort_gradient)
 
 
-# ---- the first k -------------------------------------------------------------------------------------------------------
+# ---- the first k -----------------------------------------------------------------------------------------------------
 
 
 def _first_k(metas: Metas, attributes: Attributes) -> tuple[Meta, Attributes]:
@@ -160,7 +158,13 @@ def _choice(inputs: list[Any], attributes: Attributes) -> tuple[Operator, list[A
     return op, inputs, attributes
 
 
-_TOP: tuple[dict[str, Any], ...] = ({}, {"k": 2}, {"k": 2, "axis": 0, "is_ascend": True}, {"k": 3, "axis": None}, {"k": 0})
+_TOP: tuple[dict[str, Any], ...] = (
+    {},
+    {"k": 2},
+    {"k": 2, "axis": 0, "is_ascend": True},
+    {"k": 3, "axis": None},
+    {"k": 0},
+)
 
 
 def _reference_top(x: Any, axis: int | None = -1, k: int = 1, is_ascend: bool = False) -> Any:
@@ -211,6 +215,10 @@ def _values_gradient(F: Any, g: Any, x: Any, x_shape: Shape, axis: int | None, k
     return _put(F, g, F.topk(x, axis=axis, k=k, is_ascend=is_ascend), x_shape, axis)
 
 
+def _both_gradient(F: Any, g_values: Any, order: Any, x_shape: Shape, axis: int | None) -> Any:
+    return _put(F, g_values, order, x_shape, axis)
+
+
 @operator(
     "topk_both", infer=_both, outputs=("values", "order"), widen=False, nd=False,
     samples=[Sample(_APART, **form) for form in _TOP],
@@ -255,4 +263,4 @@ def topk_mask(xp: Any, x: Any, *, axis: int | None = -1, k: int = 1, is_ascend: 
 topk.grad(x=zero)
 topk_mask.grad(x=zero)
 topk_values.grad(x=_values_gradient)
-topk_both.grad(x=lambda F, g_values, order, x_shape, axis: _put(F, g_values, order, x_shape, axis))
+topk_both.grad(x=_both_gradient)
