@@ -223,6 +223,11 @@ def _frame() -> Generator[None, None, None]:
     yield  # a generator that is never started has a frame without locals, and without callers that it would keep alive
 
 
+# "No location", entries of up to 8 instructions: what prints a traceback then takes the line from the traceback itself.
+_UNITS = len(_frame.__code__.co_code) // 2
+_NOWHERE = b"\xff" * (_UNITS // 8) + (bytes([0xF8 | (_UNITS % 8 - 1)]) if _UNITS % 8 else b"")
+
+
 def _slim(tb: TracebackType | None) -> TracebackType | None:
     """The same lines on empty frames."""
     entries = []
@@ -236,7 +241,7 @@ def _slim(tb: TracebackType | None) -> TracebackType | None:
             co_name=code.co_name,
             co_qualname=code.co_qualname,
             co_firstlineno=code.co_firstlineno,
-            co_linetable=b"",
+            co_linetable=_NOWHERE,
         )
         slim = TracebackType(slim, FunctionType(stub, {})().gi_frame, 0, line)
     return slim

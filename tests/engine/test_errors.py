@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import pickle
+import traceback
 import weakref
 
 import pytest
@@ -226,6 +227,16 @@ def test_sticky_poison_pins_no_memory(engine):
         engine.wait_for_var(v)
     gc.collect()
     assert ref() is None
+
+
+def test_the_traceback_keeps_its_lines(engine):
+    v = engine.new_variable()
+    engine.push(fails(ValueError("x")), writes=[v])
+    with pytest.raises(ValueError, match="x") as info:
+        engine.wait_for_var(v)
+    text = "".join(traceback.format_exception(info.value))
+    assert f'File "{__file__}", line {fails.__code__.co_firstlineno + 2}, in fn' in text
+    assert "raise error" in text
 
 
 def test_done_operations_hold_nothing(engine):
