@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     arranging,
+    batch_norm,
     convolution,
     creation,
     elementwise,
@@ -11,6 +12,7 @@ from . import (
     linalg,
     losses,
     nn,
+    normalization,
     optimizer,
     pooling,
     random,
@@ -28,6 +30,7 @@ publish()
 __all__ = [
     "Operator",
     "arranging",
+    "batch_norm",
     "convolution",
     "creation",
     "elementwise",
@@ -36,6 +39,7 @@ __all__ = [
     "losses",
     "nd_face",
     "nn",
+    "normalization",
     "numpy_face",
     "optimizer",
     "pooling",

@@ -140,7 +140,7 @@ def _reference(
     positions = (np.subtract(data.shape[2:], (np.array(weight.shape[2:]) - 1) * dilate) - 1) // stride + 1
     data = data.reshape(len(data), num_group, -1, *data.shape[2:])
     filters = weight.reshape(num_group, -1, *weight.shape[1:])
-    out = 0
+    out = np.zeros(())
     for index in np.ndindex(weight.shape[2:]):
         first, last = index * dilate, index * dilate + stride * (positions - 1) + 1
         patch = data[(..., *map(slice, first, last, stride))]

@@ -10,11 +10,12 @@ with weight decay, wd * weight, added after the limiting or, where the docs say 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from .faces import Rule
 from .infer import floating, uniform
-from .schema import Attributes, Inferred, Metas, Sample, call_into, operator
+from .schema import Attributes, Inferred, Metas, Operator, Sample, call_into, operator
 
 Steps = list[Any]
 
@@ -29,7 +30,9 @@ def _like_weight(metas: Metas, attributes: Attributes) -> Inferred:
     return (weight,), attributes
 
 
-def _update(name: str, *states: str, rule: Rule | None = None, **attributes: Any) -> Any:
+def _update(
+    name: str, *states: str, rule: Rule | None = None, **attributes: Any
+) -> Callable[[Callable[..., Any]], Operator]:
     """Declare an update with these states."""
     sample = [(2, 3)] * (2 + len(states))
     return operator(

@@ -331,7 +331,6 @@ def softmax_output(
     return steps
 
 
-@softmax_output.grad("data")
 def _softmax_output_gradient(
     F: Any, g: Any, out: Any, label: Any, data_shape: Any, label_shape: Any, grad_scale: float, ignore_label: float,
     multi_output: bool, use_ignore: bool, preserve_shape: bool, normalization: str, out_grad: bool, smooth_alpha: float,
@@ -355,6 +354,9 @@ def _softmax_output_gradient(
         gradient = gradient * (grad_scale / (m * (n if normalization == "batch" else 1)))
     gradient = F.reshape(gradient, shape=data_shape)
     return gradient * g if out_grad else gradient
+
+
+softmax_output.grad("data")(_softmax_output_gradient)
 
 
 softmax_output.grad(label=zero)
