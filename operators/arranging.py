@@ -1,4 +1,4 @@
-"""Operators that arrange elements anew: stack, split, tile, repeat, flip, and shapes taken from other arrays."""
+"""Operators that put elements in another order: concat, stack, split, tile, repeat, flip, shapes of other arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ..engine import ArgumentError
 from ..ndarray.array import Array, describe
 from ..ndarray.dtype import INT64
-from ..ndarray.shape import Shape, axes_of
+from ..ndarray.shape import Shape, axes_of, c_strides
 from .faces import Rule, composed, nd_face
 from .infer import normal_axis, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, zero
@@ -30,7 +30,76 @@ def _set(out: Any, value: Any) -> Any:
     return ((python_operator.setitem, out, ..., value),)
 
 
-# ---- stack and split -------------------------------------------------------------------------------------------------
+# ---- one array of several, several of one ----------------------------------------------------------------------------
+
+
+def _concat(metas: Metas, attributes: Attributes) -> Inferred:
+    if not metas:
+        raise ValueError("at least one array expected")
+    dtype = uniform(*metas)
+    first = _first(metas)[0]
+    axis = normal_axis(attributes["dim"], len(first))
+    total = 0
+    for meta in metas:
+        shape = meta[0] if meta is not None else ()
+        if len(shape) != len(first) or (*shape[:axis], *shape[axis + 1 :]) != (*first[:axis], *first[axis + 1 :]):
+            raise ValueError(f"shapes differ outside of axis {axis}")
+        total += shape[axis]
+    return (((*first[:axis], total, *first[axis + 1 :]), dtype),), {"dim": axis}
+
+
+@operator(
+    "concat",
+    infer=_concat,
+    widen=False,
+    aliases=("Concat", "concatenate_along"),
+    samples=[Sample((2, 3), (2, 1), dim=1)],
+    reference=lambda *data, dim: np.concatenate(data, dim),
+    nd=Rule(method=False),
+)
+def concat(xp: Any, *data: Any, dim: int = 1, out: Any) -> None:
+    """The arrays one after the other along the axis `dim`."""
+    xp.concatenate(data, axis=dim, out=out)
+
+
+def _concat_gradient(F: Any, g: Any, data_shapes: Any, index: int, dim: int) -> Any:
+    begin = sum(shape[dim] for shape in data_shapes[:index])
+    return F.slice_axis(g, axis=dim, begin=begin, end=begin + data_shapes[index][dim])
+
+
+concat.grad(data=_concat_gradient)
+
+
+def _slice_axis(metas: Metas, attributes: Attributes) -> Inferred:
+    shape, dtype = _first(metas)
+    axis = normal_axis(attributes["axis"], len(shape))
+    n = shape[axis]
+    begin, end, _ = slice(attributes["begin"], attributes["end"]).indices(n)
+    made = (*shape[:axis], max(end - begin, 0), *shape[axis + 1 :]), dtype
+    return (made,), {"axis": axis, "begin": begin, "end": max(begin, end)}
+
+
+@operator(
+    "slice_axis",
+    infer=_slice_axis,
+    atomic=True,
+    widen=False,
+    samples=[Sample((2, 5), axis=1, begin=1, end=3)],
+    reference=lambda x, axis, begin, end: np.take(x, range(begin, end), axis),
+    nd=Rule(rename=DATA),
+)
+def slice_axis(xp: Any, x: Any, *, axis: int, begin: int, end: int | None, out: Any) -> Any:
+    """x[begin:end] along one axis, as a copy; an end of None is the axis's."""
+    return _set(out, x[(slice(None),) * axis + (slice(begin, end),)])
+
+
+def _slice_axis_gradient(F: Any, g: Any, x_shape: Any, axis: int, begin: int, end: int) -> Any:
+    shape = (*x_shape[:axis], end - begin, *x_shape[axis + 1 :])
+    steps = c_strides(x_shape)
+    return F.strided_scatter(g, base=x_shape, shape=shape, strides=steps, offset=begin * steps[axis], indices=None)
+
+
+slice_axis.grad(x=_slice_axis_gradient)
 
 
 def _stack(metas: Metas, attributes: Attributes) -> Inferred:
@@ -253,7 +322,7 @@ def _counts(name: str, value: Any, infer: Any, doc: str) -> None:
 
     operator(
         name, infer=inferred, atomic=True, widen=False, samples=[Sample((2, 3))], reference=value,
-        nd=Rule(rename=DATA, dtype="kernel", method=False), doc=doc,
+        nd=Rule(rename=DATA, dtype="kernel"), doc=doc,
     )(kernel).grad(x=zero)  # fmt: skip
 
 
@@ -265,7 +334,7 @@ def _block(name: str, data: Any, block_size: int, axes: tuple[int, ...], divisor
     shape = _array(name, data).shape
     if len(shape) != 4 or any(shape[a] % d for a, d in zip(axes, divisors, strict=True)):
         raise ArgumentError(f"[{name}] {describe(data)}: four axes that blocks of {block_size} fit in expected")
-    return shape  # type: ignore[no-any-return]
+    return shape
 
 
 @composed()

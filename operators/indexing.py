@@ -89,12 +89,18 @@ def take(xp: Any, x: Any, indices: Any, *, axis: int = 0, mode: str = "clip", ou
     return ((partial(x.take, mode="clip" if mode == "raise" else mode), whole(indices), axis, out),)
 
 
+def _reference_rows(values: Any, indices: Any, shape: Any, axis: int) -> Any:
+    total = np.zeros(shape)
+    np.add.at(total, (slice(None),) * axis + (bounded(indices, shape[axis], "clip"),), values)
+    return total
+
+
 def _add_rows(metas: Metas, attributes: Attributes) -> Inferred:
     return ((as_shape(attributes["shape"]), _known(metas[0])[1]),), attributes
 
 
 @operator(
-    "add_rows", infer=_add_rows, indices=("indices",), nd=False,
+    "add_rows", infer=_add_rows, indices=("indices",), nd=False, reference=_reference_rows,
     samples=[
         Sample((2, 2, 2), _ROWS, shape=(3, 2), axis=0), Sample((2, 2, 2, 2), _ROWS, shape=(2, 3, 2), axis=1),
         Sample((4,), np.array([5, -1, 0, 5]), shape=(3,), axis=0),
@@ -194,6 +200,13 @@ def _pick(metas: Metas, attributes: Attributes) -> Inferred:
     return (made,), {"axis": axis, "keepdims": keepdims, "mode": _mode(attributes)}
 
 
+def _reference_pick(x: Any, index: Any, axis: int = -1, keepdims: bool = False, mode: Any = "clip") -> Any:
+    index = np.take(np.arange(x.shape[axis]), whole(index), mode=mode)
+    index = index if index.ndim == x.ndim else np.expand_dims(index, axis)
+    picked = np.take_along_axis(x, index, axis)
+    return picked if keepdims else picked.squeeze(axis)
+
+
 @operator(
     "pick",
     infer=_pick,
@@ -203,6 +216,7 @@ def _pick(metas: Metas, attributes: Attributes) -> Inferred:
         Sample((2, 3), np.array([2.0, 0])), Sample((2, 3), np.array([1, 0, 9]), axis=0, keepdims=True),
         Sample((2, 3), np.array([[-1], [4]]), mode="wrap"), Sample((2, 3), np.array([0, 2]), mode="raise"),
     ],
+    reference=_reference_pick,
     nd=Rule(rename=DATA),
     aliases=("choose_element_0index",),
 )  # fmt: skip
@@ -233,16 +247,23 @@ def _along(metas: Metas, attributes: Attributes) -> Inferred:
 _ORDER = np.array([[2, 0], [1, 2]])
 
 
+def _reference_put(values: Any, index: Any, shape: Any, axis: int) -> Any:
+    places = np.zeros(shape)
+    np.put_along_axis(places, index, values, axis)
+    return places
+
+
 @operator(
-    "take_along", infer=_along, widen=False, indices=("index",), samples=[Sample((2, 3), _ORDER, axis=1)], nd=False
-)
+    "take_along", infer=_along, widen=False, indices=("index",), nd=False, samples=[Sample((2, 3), _ORDER, axis=1)],
+    reference=np.take_along_axis,
+)  # fmt: skip
 def take_along(xp: Any, x: Any, index: Any, *, axis: int, mode: str = "clip", out: Any) -> None:
     """The elements of x that different indices name in each row.  Within a row they must differ, for the gradient."""
     out[...] = xp.take_along_axis(x, bounded(index, x.shape[axis], mode), axis)
 
 
 @operator(
-    "put_along", infer=_along, widen=False, indices=("index",), nd=False,
+    "put_along", infer=_along, widen=False, indices=("index",), nd=False, reference=_reference_put,
     samples=[Sample((2, 2), _ORDER, shape=(2, 3), axis=1)],
 )  # fmt: skip
 def put_along(xp: Any, values: Any, index: Any, *, shape: Any, axis: int, mode: str = "clip", out: Any) -> None:
@@ -323,6 +344,12 @@ def _places(indices: Any) -> Any:
     return tuple(whole(indices))
 
 
+def _reference_scatter(x: Any, indices: Any, shape: Any) -> Any:
+    total = np.zeros(shape)
+    np.add.at(total, _places(indices), x)
+    return total
+
+
 _CELLS = np.array([[0, 1, -1], [2, 0, 0]])
 
 
@@ -349,9 +376,10 @@ def gather_nd(xp: Any, x: Any, indices: Any, *, out: Any) -> None:
     widen=False,
     indices=("indices",),
     samples=[
-        Sample((3,), _CELLS[:, [0, 1, 1]] * [[1, 1, 0], [1, 1, 1]], shape=(2, 3)),
+        Sample((3,), np.array([[0, 1, 1], [2, 0, 1]]), shape=(2, 3)),
         Sample((2, 3), np.array([[1, 0]]), shape=(2, 3)),
     ],
+    reference=_reference_scatter,
     nd=Rule(rename=DATA, method=False),
 )
 def scatter_nd(xp: Any, x: Any, indices: Any, *, shape: Any, out: Any) -> None:
@@ -364,15 +392,16 @@ def scatter_nd(xp: Any, x: Any, indices: Any, *, shape: Any, out: Any) -> None:
 
 
 @operator(
-    "scatter_add_nd", infer=_scatter_nd, indices=("indices",), nd=False, samples=[Sample((3,), _CELLS, shape=(2, 3))]
-)
+    "scatter_add_nd", infer=_scatter_nd, indices=("indices",), nd=False, samples=[Sample((3,), _CELLS, shape=(2, 3))],
+    reference=_reference_scatter,
+)  # fmt: skip
 def scatter_add_nd(xp: Any, x: Any, indices: Any, *, shape: Any, out: Any) -> None:
     """As scatter_nd; duplicates add up.  What gather_nd's gradient is."""
     out[...] = 0
     m = len(indices)
     places = xp.zeros(indices.shape[1:], np.intp)
     for n, step, along in zip(shape, c_strides(shape[:m]), _places(indices), strict=False):
-        places += bounded(along % max(n, 1), n, "raise") * step
+        places += along % max(n, 1) * step
     places = places.reshape(-1)
     after = math.prod(shape[m:])
     _sum_rows(xp, _own(out).reshape(math.prod(shape[:m]), after), places, x.reshape(len(places), after))

@@ -163,11 +163,8 @@ hard_sigmoid.grad(x=_inside)
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------
 
-_NORMED = {
-    "instance": lambda ndim: range(1, ndim),
-    "channel": lambda ndim: (1,),
-    "spatial": lambda ndim: range(2, ndim),
-}
+#: the axes of each mode: from, to
+_NORMED = {"instance": (1, None), "channel": (1, 2), "spatial": (2, None)}
 
 
 @composed()

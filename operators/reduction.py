@@ -45,7 +45,13 @@ def kept(F: Any, reduced: Any, axis: Any, keepdims: bool) -> Any:
 
 
 def _samples(low: float = -1.0, high: float = 1.0, x: Any = (2, 3, 4)) -> list[Sample]:
-    forms = ({}, {"axis": 1}, {"axis": -1, "keepdims": True}, {"axis": (0, 2)}, {"axis": (-1, 0), "keepdims": True})
+    forms: tuple[dict[str, Any], ...] = (
+        {},
+        {"axis": 1},
+        {"axis": -1, "keepdims": True},
+        {"axis": (0, 2)},
+        {"axis": (-1, 0), "keepdims": True},
+    )
     return [Sample(x, low=low, high=high, **form) for form in forms]
 
 
@@ -202,7 +208,7 @@ def norm(
     x: any shape.  The gradient at the origin is 0 (MXNet: nan).
     """
     parts = xp.empty(x.shape, out.dtype)
-    steps = [(partial((xp.absolute, xp.square)[ord - 1], dtype=out.dtype), x, parts)]
+    steps: list[Any] = [(partial((xp.absolute, xp.square)[ord - 1], dtype=out.dtype), x, parts)]
     steps.append((xp.add.reduce, parts, axis, None, out, keepdims))
     return steps if ord == 1 else [*steps, (xp.sqrt, out, out)]
 

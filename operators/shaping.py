@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..ndarray.dtype import as_dtype
-from ..ndarray.shape import Shape, Strides, as_shape, axes_of, broadcast, c_strides, contiguous, literal_shape, reshape_codes
+from ..ndarray.shape import (
+    Shape,
+    Strides,
+    as_shape,
+    axes_of,
+    broadcast,
+    c_strides,
+    contiguous,
+    literal_shape,
+    reshape_codes,
+)
 from .faces import Rule
-from .infer import like_first, normal_axis, uniform
+from .infer import like_first, normal_axis
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
 Geometry = tuple[Shape, Strides] | None
@@ -28,7 +38,7 @@ def _set(out: Any, value: Any) -> Any:
     return ((python_operator.setitem, out, ..., value),)
 
 
-# ---- copies and casts --------------------------------------------------------------------------------------------------
+# ---- copies and casts ------------------------------------------------------------------------------------------------
 
 
 def _same_geometry(shape: Shape, strides: Strides, attributes: Attributes) -> Geometry:
@@ -55,7 +65,15 @@ def copy(xp: Any, x: Any, *, out: Any) -> Any:
 copy.grad(x=lambda F, g: g)
 
 
-@operator("compact", infer=like_first, atomic=True, elementwise=True, widen=False, samples=[Sample((2, 3))], nd=Rule(method=False))
+@operator(
+    "compact",
+    infer=like_first,
+    atomic=True,
+    elementwise=True,
+    widen=False,
+    samples=[Sample((2, 3))],
+    nd=Rule(method=False),
+)
 def compact(xp: Any, x: Any, *, out: Any) -> Any:
     """A copy of x in C order."""
     return _set(out, x)
@@ -93,14 +111,12 @@ def _assign(metas: Metas, attributes: Attributes) -> Inferred:
     shape, dtype = _first(metas)
     wanted = attributes["shape"]
     extra = len(shape) - len(wanted)
-    if extra > 0 and any(n != 1 for n in shape[:extra]) or broadcast(wanted, shape[max(extra, 0) :]) != wanted:
+    if (extra > 0 and any(n != 1 for n in shape[:extra])) or broadcast(wanted, shape[max(extra, 0) :]) != wanted:
         raise ValueError(f"does not broadcast to the shape {wanted} that is assigned to")
     return ((wanted, dtype),), attributes
 
 
-@operator(
-    "assign", infer=_assign, atomic=True, elementwise=True, broadcasts=True, widen=False, nd=Rule(method=False)
-)
+@operator("assign", infer=_assign, atomic=True, elementwise=True, broadcasts=True, widen=False, nd=Rule(method=False))
 def assign(xp: Any, value: Any, *, shape: Any, out: Any) -> Any:
     """What ``x[...] = value`` pushes: value broadcast to `shape` and cast."""
     extra = value.ndim - len(shape)
@@ -110,7 +126,7 @@ def assign(xp: Any, value: Any, *, shape: Any, out: Any) -> Any:
 assign.grad(value=lambda F, g: g)
 
 
-# ---- shapes ------------------------------------------------------------------------------------------------------------
+# ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
 def _reshape(metas: Metas, attributes: Attributes) -> Inferred:
@@ -192,11 +208,11 @@ def _squeezed(shape: Shape, attributes: Attributes) -> Shape:
 
 
 _reshaping(
-    "expand_dims", _expanded, Sample((2, 3), axis=1), lambda x, axis: np.expand_dims(x, axis),
+    "expand_dims", _expanded, Sample((2, 3), axis=1), np.expand_dims,
     Rule(rename=DATA, method=False), "x with a new axis of length 1 at `axis`.",
 )  # fmt: skip
 _reshaping(
-    "squeeze", _squeezed, Sample((2, 1, 3), axis=1), lambda x, axis: np.squeeze(x, axis),
+    "squeeze", _squeezed, Sample((2, 1, 3), axis=1), np.squeeze,
     Rule(rename=DATA, method=False), "x without its axes of length 1, or without those in `axis`.",
 )  # fmt: skip
 _reshaping(
@@ -270,7 +286,7 @@ def _swapaxes_alias(shape: Shape, strides: Strides, attributes: Attributes) -> G
     alias=_swapaxes_alias,
     aliases=("SwapAxis",),
     samples=[Sample((2, 3, 4), dim1=0, dim2=-1)],
-    reference=lambda x, dim1, dim2: np.swapaxes(x, dim1, dim2),
+    reference=lambda x, dim1, dim2: x.swapaxes(dim1, dim2),
     nd=Rule(rename=DATA),
 )
 def swapaxes(xp: Any, x: Any, *, dim1: int = 0, dim2: int = 0, out: Any) -> Any:
@@ -303,7 +319,7 @@ def _kept_dimensions(inputs: list[Any], attributes: Attributes) -> None:
     broadcasts=True,
     widen=False,
     samples=[Sample((3, 1), shape=(2, 3, 4))],
-    reference=lambda x, shape: np.broadcast_to(x, shape),
+    reference=np.broadcast_to,
     nd=Rule(rename=DATA, adapt=_kept_dimensions),
 )
 def broadcast_to(xp: Any, x: Any, *, shape: Any, out: Any) -> Any:
@@ -375,9 +391,7 @@ def _strided_again(F: Any, g: Any, x_shape: Any, base: Any, **view: Any) -> Any:
 strided_scatter.grad(x=_strided_again)
 
 
-@operator(
-    "strided_assign", infer=like_first, widen=False, samples=[Sample((2, 3), (2,), **_VIEWS)], nd=False
-)
+@operator("strided_assign", infer=like_first, widen=False, samples=[Sample((2, 3), (2,), **_VIEWS)], nd=False)
 def strided_assign(
     xp: Any, base: Any, value: Any, *, shape: Any, strides: Any, offset: int, indices: Any, out: Any
 ) -> None:
@@ -391,75 +405,3 @@ strided_assign.grad(
     base=lambda F, g, **view: F.strided_assign(g, 0, **view),
     value=lambda F, g, value_shape, **view: F.reshape(F.strided(g, **view), shape=value_shape),
 )
-
-
-# ---- several arrays --------------------------------------------------------------------------------------------------
-
-
-def _concat(metas: Metas, attributes: Attributes) -> Inferred:
-    if not metas:
-        raise ValueError("at least one array expected")
-    dtype = uniform(*metas)
-    first = _first(metas)[0]
-    axis = normal_axis(attributes["dim"], len(first))
-    total = 0
-    for meta in metas:
-        shape = meta[0] if meta is not None else ()
-        if len(shape) != len(first) or (*shape[:axis], *shape[axis + 1 :]) != (*first[:axis], *first[axis + 1 :]):
-            raise ValueError(f"shapes differ outside of axis {axis}")
-        total += shape[axis]
-    return (((*first[:axis], total, *first[axis + 1 :]), dtype),), {"dim": axis}
-
-
-@operator(
-    "concat",
-    infer=_concat,
-    widen=False,
-    aliases=("Concat", "concatenate_along"),
-    samples=[Sample((2, 3), (2, 1), dim=1)],
-    reference=lambda *data, dim: np.concatenate(data, dim),
-    nd=Rule(method=False),
-)
-def concat(xp: Any, *data: Any, dim: int = 1, out: Any) -> None:
-    """The arrays one after the other along the axis `dim`."""
-    xp.concatenate(data, axis=dim, out=out)
-
-
-def _concat_gradient(F: Any, g: Any, data_shapes: Any, index: int, dim: int) -> Any:
-    begin = sum(shape[dim] for shape in data_shapes[:index])
-    return F.slice_axis(g, axis=dim, begin=begin, end=begin + data_shapes[index][dim])
-
-
-concat.grad(data=_concat_gradient)
-
-
-def _slice_axis(metas: Metas, attributes: Attributes) -> Inferred:
-    shape, dtype = _first(metas)
-    axis = normal_axis(attributes["axis"], len(shape))
-    n = shape[axis]
-    begin, end, _ = slice(attributes["begin"], attributes["end"]).indices(n)
-    made = (*shape[:axis], max(end - begin, 0), *shape[axis + 1 :]), dtype
-    return (made,), {"axis": axis, "begin": begin, "end": max(begin, end)}
-
-
-@operator(
-    "slice_axis",
-    infer=_slice_axis,
-    atomic=True,
-    widen=False,
-    samples=[Sample((2, 5), axis=1, begin=1, end=3)],
-    reference=lambda x, axis, begin, end: np.take(x, range(begin, end), axis),
-    nd=Rule(rename=DATA),
-)
-def slice_axis(xp: Any, x: Any, *, axis: int, begin: int, end: int | None, out: Any) -> Any:
-    """x[begin:end] along one axis, as a copy; an end of None is the axis's."""
-    return _set(out, x[(slice(None),) * axis + (slice(begin, end),)])
-
-
-def _slice_axis_gradient(F: Any, g: Any, x_shape: Any, axis: int, begin: int, end: int) -> Any:
-    shape = (*x_shape[:axis], end - begin, *x_shape[axis + 1 :])
-    steps = c_strides(x_shape)
-    return F.strided_scatter(g, base=x_shape, shape=shape, strides=steps, offset=begin * steps[axis], indices=None)
-
-
-slice_axis.grad(x=_slice_axis_gradient)

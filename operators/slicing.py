@@ -107,6 +107,7 @@ def _slice_like(metas: Metas, attributes: Attributes) -> Inferred:
     widen=False,
     indices=("shape_like",),
     samples=[Sample((3, 4), (2, 3)), Sample((3, 4), (2, 2, 2), axes=(0, -1))],
+    reference=lambda x, like, axes=(): x[: len(like), : like.shape[-1]],
     nd=Rule(rename=DATA),
 )
 def slice_like(xp: Any, x: Any, shape_like: Any, *, axes: Any = (), out: Any) -> Any:
@@ -144,7 +145,7 @@ def _pad(metas: Metas, attributes: Attributes) -> Inferred:
     return (made,), {**attributes, "pad_width": tuple(map(int, attributes["pad_width"]))}
 
 
-_SMALL = {"pad_width": (0, 0, 1, 2)}
+_SMALL: dict[str, Any] = {"pad_width": (0, 0, 1, 2)}
 _MODES = ("constant", "edge", "reflect")
 
 
@@ -177,6 +178,12 @@ def pad(xp: Any, x: Any, *, mode: str = "constant", pad_width: Any, constant_val
     out[...] = _numpy_pad(x, mode, pad_width, constant_value)
 
 
+def _reference_back(x: Any, mode: str, pad_width: Any, shape: Any) -> Any:
+    n = int(np.prod(shape))
+    places = _numpy_pad(np.arange(n).reshape(shape), mode, pad_width, n)
+    return np.bincount(places.ravel(), x.ravel(), n + 1)[:n].reshape(shape)
+
+
 def _unpadded(metas: Metas, attributes: Attributes) -> Inferred:
     return ((attributes["shape"], _first(metas)[1]),), attributes
 
@@ -185,6 +192,7 @@ def _unpadded(metas: Metas, attributes: Attributes) -> Inferred:
     "pad_back",
     infer=_unpadded,
     nd=False,
+    reference=_reference_back,
     samples=[Sample((2, 6), mode=mode, shape=(2, 3), **_SMALL) for mode in _MODES],
 )
 def pad_back(xp: Any, x: Any, *, mode: str, pad_width: Any, shape: Any, out: Any) -> None:
@@ -245,12 +253,19 @@ def diag(xp: Any, x: Any, *, k: int = 0, axis1: int = 0, axis2: int = 1, out: An
     out[...] = xp.diag(x, k) if x.ndim == 1 else x.diagonal(k, axis1, axis2)
 
 
+def _reference_scatter(x: Any, shape: Any, k: int, axis1: int, axis2: int) -> Any:
+    places = np.diagonal(np.arange(int(np.prod(shape))).reshape(shape), k, axis1, axis2)
+    total = np.zeros(shape)
+    total.flat[places.ravel()] = x.ravel()
+    return total
+
+
 def _scattered(metas: Metas, attributes: Attributes) -> Inferred:
     return ((attributes["shape"], _first(metas)[1]),), attributes
 
 
 @operator(
-    "diagonal_scatter", infer=_scattered, widen=False, nd=False,
+    "diagonal_scatter", infer=_scattered, widen=False, nd=False, reference=_reference_scatter,
     samples=[Sample(shape, shape=(2, 3, 3), **form) for shape, form in zip(((3, 2), (2, 2)), _FORMS, strict=True)],
 )  # fmt: skip
 def diagonal_scatter(xp: Any, x: Any, *, shape: Any, k: int, axis1: int, axis2: int, out: Any) -> None:
