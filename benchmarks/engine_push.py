@@ -142,7 +142,9 @@ def main() -> None:
     label = "10^5" if quick else "10^6"
     for what, i in ("pushed", 0), ("pushed and run", 1):
         ratio = many[i] / few[i]
-        print(f"{what:15} 10^4 {few[i] * 1e6:.2f} us, {label} {many[i] * 1e6:.2f} us per operation   ratio {ratio:.2f}  (<= 1.6)")
+        print(
+            f"{what:15} 10^4 {few[i] * 1e6:.2f} us, {label} {many[i] * 1e6:.2f} us per operation   ratio {ratio:.2f}  (<= 1.6)"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """When things run: a dependency engine that sees functions and variables, and knows nothing of arrays."""
 
+from .claims import RunContext
 from .contract import FnProperty, SavedOperator
 from .core import Engine, Statistics
 from .errors import (
@@ -18,7 +19,6 @@ from .errors import (
 from .lifecycle import add_kernel_context_hook, current, default, set_default
 from .operation import Kind, Operation, State, user_context_hooks
 from .profiler import Profile
-from .running import RunContext
 from .site import describe, here, line_of
 from .variable import Variable
 

@@ -12,19 +12,21 @@ THE PATTERN: plan, then commit in one C call::
 Facts about CPython 3.11 to 3.13 that it rests on (tests/engine/test_interrupts.py tests each):
 
 F1. Asynchronous exceptions, signal handlers and (3.12+) the garbage collector run only at *checkpoints*: function
-    entry, backward jump, return from a call to C.  Never inside a C call that calls only C.  So a commit is all or nothing.
-F2. ``acquire(); try:`` has a checkpoint before the ``try``, and so has every context manager written in Python.  ``with`` on
-    a C lock has none on 3.11 to 3.13, but has one from 3.14 on until python/cpython#148874 is fixed there, so 3.14 takes
-    the slower of the two ``locked`` below.  A loop written directly inside ``with`` or ``try`` may have its back jump
-    outside the protected range (python/cpython#130279): loops live in the function that is called.  `testing.lint`
-    checks the bytecode of this package for it.
+    entry, backward jump, return from a call to C.  Never inside a C call that calls only C.  So a commit is all or
+    nothing.
+F2. ``acquire(); try:`` has a checkpoint before the ``try``, and so has every context manager written in Python.
+    ``with`` on a C lock has none on 3.11 to 3.13, but has one from 3.14 on until python/cpython#148874 is fixed
+    there, so 3.14 takes the slower of the two ``locked`` below.  A loop written directly inside ``with`` or ``try``
+    may have its back jump outside the protected range (python/cpython#130279): loops live in the function that is
+    called.  `testing.lint` checks the bytecode of this package for it.
 F3. 3.11 collects garbage when container objects are allocated.  Steps are C functions with the vectorcall protocol
     (setattr, list.append, operator.setitem, deque.append, heappush, SimpleQueue.put): none allocates one.
-F4. Old values that a step overwrites are kept alive in a list that dies after the lock is released, so that no finalizer
-    starts inside a commit.
+F4. Old values that a step overwrites are kept alive in a list that dies after the lock is released, so that no
+    finalizer starts inside a commit.
 
-What follows: code that runs *inside* a section (finalizer, signal handler) finds a consistent engine.  It may push and wait:
-the locks are re-entrant, its own plan takes the ticket, and the outer commit fails at its first step and plans again.
+What follows: code that runs *inside* a section (finalizer, signal handler) finds a consistent engine.  It may push
+and wait: the locks are re-entrant, its own plan takes the ticket, and the outer commit fails at its first step and
+plans again.
 
 Assumes: memory does not run out inside a commit (a list growing); that would be an `InternalError`.
 """

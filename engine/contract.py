@@ -1,7 +1,7 @@
 """MXNet's Engine contract in Python spelling, on top of the tracker.
 
-Owns the translation and nothing else: ``const_vars`` are reads, ``mutable_vars`` are updates, a `SavedOperator` is pushed as a new
-operation each time.
+Owns the translation and nothing else: ``const_vars`` are reads, ``mutable_vars`` are updates, a `SavedOperator` is
+pushed as a new operation each time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from .claims import Completion, RunContext
 from .errors import ArgumentError, ArgumentTypeError
 from .operation import Kind, Operation
-from .running import Completion, RunContext
 from .threaded import PRIORITY
 from .variable import Variable
 from .waiting import Waiting
@@ -70,9 +70,7 @@ class Bulk:
     def __enter__(self) -> None:
         self._old.append(self._engine.set_bulk_size(self._size))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._engine.set_bulk_size(self._old.pop())
 
 
@@ -164,7 +162,8 @@ class Contract(Waiting):
         priority: int = 0,
         name: str = "",
     ) -> Operation:
-        """Push ``fn(run_ctx, on_complete)``: done when ``on_complete()`` or ``on_complete(error)`` is called, by any thread.
+        """Push ``fn(run_ctx, on_complete)``: done when ``on_complete()`` or ``on_complete(error)`` is called, by any
+        thread.
 
         Parameters
         ----------
@@ -255,7 +254,9 @@ class Contract(Waiting):
         return Bulk(self, size)
 
     def notify_shutdown(self) -> None:
-        """Say that the process is about to end: errors that nobody has seen are then not logged.  Sync: never blocks."""
+        """Say that the process is about to end: errors that nobody has seen are then not logged.  Sync: never
+        blocks.
+        """
         self._quiet = True
 
     # ------------------------------------------------------------------------------------------------ arguments
@@ -292,5 +293,3 @@ def lane_of(ctx: Any, prop: FnProperty) -> str | None:
     if prop is FnProperty.COPY_TO_GPU:
         return f"{device}-copy-in"
     return f"{device}-priority" if prop is FnProperty.GPU_PRIORITIZED else device
-
-

@@ -14,16 +14,17 @@ from types import TracebackType
 from typing import Any
 
 from . import lifecycle
+from .admission import Park, park
 from .atomic import locked
+from .claims import here_and_now
 from .contract import Contract, SavedOperator
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
 from .operation import DONE, Kind, Operation, fresh_error
 from .profiler import Profile
 from .ready import Lane
-from .running import here_and_now
 from .serial import Serial
 from .threaded import PerDevice, Pooled
-from .tracker import Park, Plan, park
+from .tracker import Plan
 from .variable import Variable
 
 POLICIES: dict[str, type[Serial] | type[Pooled] | type[PerDevice]] = {
@@ -35,7 +36,9 @@ POLICIES: dict[str, type[Serial] | type[Pooled] | type[PerDevice]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """A snapshot of an engine's counters.  Those of who ran what are approximate while it runs, exact when it is idle."""
+    """A snapshot of an engine's counters.  Those of who ran what are approximate while it runs, exact when it is
+    idle.
+    """
 
     pushed: int
     """Operations admitted since the engine was made."""
@@ -109,7 +112,7 @@ class Engine(Contract):
         self._serial = policy.serial
         self._rank = self._policy.rank
         if schedule is not None:
-            from .testing import Seeded  # noqa: PLC0415 - testing imports the engine
+            from .testing import Seeded
 
             self._rank = (Seeded(schedule) if isinstance(schedule, int) else schedule).rank
         self._lane = self._policy.main
@@ -139,9 +142,9 @@ class Engine(Contract):
         Parameters
         ----------
         fn : callable
-            Called with no arguments if only variables are given.  If arrays are among `reads`, `writes`, `updates`, it is
-            called with the raw memory of those arrays, in this order.  A `SavedOperator` is pushed as `push_operator` does.
-        reads, writes, updates : iterable of Variable or array
+            Called with no arguments if only variables are given.  If arrays are among `reads`, `writes`, `updates`,
+            it is called with the raw memory of those arrays, in this order.  A `SavedOperator` is pushed as
+        `push_operator` does. reads, writes, updates : iterable of Variable or array
             What it only reads, overwrites completely, reads and changes.  May repeat; read and written means updated.
         priority : int
             Higher runs first among the ready ones.
@@ -325,9 +328,7 @@ class Engine(Contract):
         self._tokens.append(lifecycle.enter(self))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         lifecycle.leave(self._tokens.pop())
         if kind is not None and not issubclass(kind, Exception):
             self.cancel_pending()  # Ctrl-C: do not first do everything that was asked before it
@@ -353,7 +354,9 @@ def _operands(given: Iterable[Any], what: str) -> tuple[Any, ...]:
     try:
         return tuple(given)
     except TypeError:
-        raise ArgumentTypeError(f"[push] {what}: expected an iterable of variables, got {type(given).__name__}") from None
+        raise ArgumentTypeError(
+            f"[push] {what}: expected an iterable of variables, got {type(given).__name__}"
+        ) from None
 
 
 def _resolve(v: Any, mode: str, raws: list[Any]) -> Variable:
@@ -362,5 +365,3 @@ def _resolve(v: Any, mode: str, raws: list[Any]) -> Variable:
     variable, raw = v.__vardag_resolve__(mode)
     raws.append(raw)
     return variable  # type: ignore[no-any-return]
-
-

@@ -1,7 +1,8 @@
 """The engine's exceptions, and how a stored one is raised anew.
 
-Owns the hierarchy and `rebuild`.  Guarantees: every exception raised by the library is an `Error` and, where there is one,
-the natural built-in type; every raise is a fresh object, and the original keeps its own notes and traceback unchanged.
+Owns the hierarchy and `rebuild`.  Guarantees: every exception raised by the library is an `Error` and, where there is
+one, the natural built-in type; every raise is a fresh object, and the original keeps its own notes and traceback
+unchanged.
 """
 
 from __future__ import annotations
@@ -123,13 +124,16 @@ def _rebuilt_class(kind: type[BaseException]) -> tuple[type[OperatorError], tupl
         }
         try:
             made = type(kind.__name__, (_Rebuilt, kind), body)
-            entry = made, tuple(
-                name
-                for base in kind.__mro__
-                for name, value in vars(base).items()
-                if type(value).__name__ in ("member_descriptor", "getset_descriptor")
-                and name != "args"
-                and not name.startswith("__")
+            entry = (
+                made,
+                tuple(
+                    name
+                    for base in kind.__mro__
+                    for name, value in vars(base).items()
+                    if type(value).__name__ in ("member_descriptor", "getset_descriptor")
+                    and name != "args"
+                    and not name.startswith("__")
+                ),
             )
         except Exception:
             entry = None

@@ -1,7 +1,8 @@
 """What the tracker tells an observer; the profiler is the one there is.
 
-Assumes of an instrument: its methods are short library code that raises nothing, takes no engine lock and pushes nothing.
-They are called outside commits, so an interrupted thread may leave a call out: the record is best effort, the engine is not.
+Assumes of an instrument: its methods are short library code that raises nothing, takes no engine lock and pushes
+nothing. They are called outside commits, so an interrupted thread may leave a call out: the record is best effort,
+the engine is not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Engines in a process: the default one, the current one, fork and exit.
 
-Owns the default engine, the context variable of the current one, and the handlers of fork and exit.  Guarantees: nothing is
-printed at exit but errors that nobody has seen (through `logging`); a forked child starts with empty engines and new locks.
+Owns the default engine, the context variable of the current one, and the handlers of fork and exit.  Guarantees:
+nothing is printed at exit but errors that nobody has seen (through `logging`); a forked child starts with empty
+engines and new locks.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .atomic import locked
+from .claims import here_and_now
 from .errors import Cancelled, EngineTimeout
 from .operation import DONE, Fate, Root
-from .running import here_and_now
 
 if TYPE_CHECKING:
     from .core import Engine
@@ -76,7 +77,7 @@ def default() -> Engine:
 
 
 def _make_default() -> Engine:
-    from .core import Engine  # noqa: PLC0415 - core imports this module
+    from .core import Engine
 
     global _default  # noqa: PLW0603
     if _default is None:
@@ -91,7 +92,7 @@ def current() -> Engine:
 
 def set_default(engine: Engine | None) -> Engine | None:
     """Make `engine` the default (None: a new one at the next use); returns the one before."""
-    global _default  # noqa: PLW0603
+    global _default
     old, _default = _default, engine
     return old
 
@@ -144,7 +145,9 @@ def _at_exit() -> None:
 
 
 def _close_at_exit(engine: Engine) -> None:
-    """Drain, then end the workers.  A push by a daemon thread from now on parks that thread: it could only fail noisily."""
+    """Drain, then end the workers.  A push by a daemon thread from now on parks that thread: it could only fail
+    noisily.
+    """
     engine._closed = engine._parking = True
     idle_since = monotonic()
     while engine._live or engine._inbox:

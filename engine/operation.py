@@ -21,8 +21,8 @@ class Kind(enum.Enum):
     """What an operation's function is, which decides who may run it."""
 
     ATOMIC = "atomic"
-    """``fn()`` prepares: it returns steps ``[(C callable, *args), ...]`` that then run as one C call.  ``fn`` may be repeated,
-    so it must be idempotent.  Runs on workers, on threads that wait, and (cheap) within the push."""
+    """``fn()`` prepares: it returns steps ``[(C callable, *args), ...]`` that then run as one C call.  ``fn`` may be
+    repeated, so it must be idempotent.  Runs on workers, on threads that wait, and (cheap) within the push."""
     KERNEL = "kernel"
     """The library's Python code of several calls.  Workers only (and the serial engine)."""
     USER = "user"
@@ -32,7 +32,9 @@ class Kind(enum.Enum):
 
 
 class State(enum.Enum):
-    """Where an operation is in its life; it only moves down this list (an unstarted RUNNING one may go back to READY)."""
+    """Where an operation is in its life; it only moves down this list (an unstarted RUNNING one may go back to
+    READY).
+    """
 
     NEW = "new"
     """Not admitted, or admitted and its edges not yet drawn (it is in the inbox)."""
@@ -126,7 +128,7 @@ class Operation:
         Where it runs, for the per-device policy.
     """
 
-    __slots__ = (
+    __slots__ = (  # noqa: RUF023 - in groups, by who guards them
         "__weakref__",
         # set before admission, constant until DONE; fn, operands, context, preds and sources are dropped then
         "cheap", "context", "engine", "fn", "kind", "lane", "name", "operands", "poison", "preds",

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .core import Engine
 
 
-
 @dataclasses.dataclass(slots=True)
 class Event:
     """One operation.  Times are seconds since the profile began; those that did not happen are None."""
@@ -81,9 +80,7 @@ class Profile(Instrument):
         self._engine._instrument = self
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._engine._instrument = None
 
     @property
@@ -91,7 +88,7 @@ class Profile(Instrument):
         """One per operation, in push order."""
         return sorted(self._events.values(), key=lambda e: e.seq)
 
-    # ------------------------------------------------------------------------------------------------ the tracker's calls
+    # -------------------------------------------------------------------------------------------- the tracker's calls
     def _now(self) -> float:
         return monotonic() - self._zero
 
@@ -196,7 +193,7 @@ class Profile(Instrument):
             Where to save the picture; the figure is returned in any case.
         title : str, optional
         """
-        from .timeline import draw  # noqa: PLC0415 - matplotlib is an optional dependency
+        from .timeline import draw
 
         events = self._ran()
         return draw(events, self._threads(events), path, title)

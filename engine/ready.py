@@ -1,6 +1,7 @@
 """Ready queues: which of the ready operations runs next, and who is woken for it.
 
-Owns `Lane` (a heap, a bell, its workers' threads) and the ranks.  The heap belongs to lock T; the bell is atomic by itself.
+Owns `Lane` (a heap, a bell, its workers' threads) and the ranks.  The heap belongs to lock T; the bell is atomic by
+itself.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Lane:
     """A ready queue and the workers that serve it.
 
     Invariant (I4): while the heap holds a READY operation, a token is in the bell, or an awake worker will look at the
-    heap before it sleeps.  Every push puts a token for its lane, in its commit; a worker that claims one of several rings on.
-    Whoever takes a token looks at the heap afterwards, under T.
+    heap before it sleeps.  Every push puts a token for its lane, in its commit; a worker that claims one of several
+    rings on. Whoever takes a token looks at the heap afterwards, under T.
     """
 
     __slots__ = ("bell", "heap", "name", "started", "stopping", "threads", "up", "workers")

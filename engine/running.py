@@ -1,11 +1,12 @@
 """Running operations: claim, execute, complete, repair.
 
 Owns the way of an operation from READY to DONE on some thread, the workers' loop and the serial engine's trampoline.
-Guarantees: whatever happens to a runner (an exception thrown into it, an interrupt, a failing function), its operation ends or
-becomes READY again, and the thread goes on.  Threads that are not workers run only atomic kernels here.
+Guarantees: whatever happens to a runner (an exception thrown into it, an interrupt, a failing function), its
+operation ends or becomes READY again, and the thread goes on.  Threads that are not workers run only atomic kernels
+here.
 
-A claim is ``[token, busy, thread, start]``.  ``busy`` is a lock held as long as the runner exists; the token proves that
-the claim is still the runner's.  Whoever meets a RUNNING operation whose busy lock is free repairs it by its mark:
+A claim is ``[token, busy, thread, start]``.  ``busy`` is a lock held as long as the runner exists; the token proves
+that the claim is still the runner's.  Whoever meets a RUNNING operation whose busy lock is free repairs it by its mark:
 2 it ran: complete it; 0 it has not started: READY again; 1 it was cut: Cancelled.
 """
 
@@ -16,46 +17,22 @@ from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
 from heapq import heappop, heappush
 from itertools import starmap
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
+from .admission import Admission, fails_again
 from .atomic import Step, attempt, call, commit, index, locked, setitem
-from .errors import ArgumentTypeError, Cancelled, CompletionError, DeadlockError
+from .claims import Completion, Job, RunContext, empty, here_and_now
+from .errors import Cancelled, DeadlockError
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in
 from .ready import Lane
-from .tracker import Tracker, fails_again, retire
+from .tracker import retire
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
 
 
-class ThisThread(threading.local):
-    """What the engine knows of the calling thread."""
-
-    def __init__(self) -> None:
-        self.worker: object = None  # the engine whose worker this thread is
-        self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
-
-
-here_and_now = ThisThread()
-
-
-class Job(NamedTuple):
-    """A claimed operation."""
-
-    op: Operation
-    claim: list[Any]
-    token: object
-
-
-class RunContext(NamedTuple):
-    """What a `push_async` or `push_sync` function is given first: the device context it was pushed for, and the engine."""
-
-    ctx: Any
-    engine: Any
-
-
-class Runner(Tracker):
+class Runner(Admission):
     """The tracker, and the threads' side of it."""
 
     def __init__(self) -> None:
@@ -80,8 +57,9 @@ class Runner(Tracker):
             if lane.workers and not lane.started:
                 lane.stopping = False
                 lane.up.clear()
-                # Thread.start() does not survive an interrupt, and holds a lock of `threading` that a finalizer in there
-                # could want; so a thread of its own does it, where no signal handler runs.  Idempotent: see below.
+                # Thread.start() does not survive an interrupt, and holds a lock of `threading` that a finalizer in
+                # there could want; so a thread of its own does it, where no signal handler runs.  Idempotent: see
+                # below.
                 start_new_thread(self._start_lane, (lane,))
                 lane.started = True
         self._started = True
@@ -108,8 +86,8 @@ class Runner(Tracker):
     def _serve_safely(self, lane: Lane) -> None:
         try:
             self._serve_once(lane, True)
-        except BaseException:  # noqa: S110 - thrown into the worker; the operation it hit was repaired
-            pass
+        except BaseException:
+            return
 
     def _serve_once(self, lane: Lane, sleep: bool) -> None:
         """`_serve` with a busy lock; on the way out by an exception, whatever was claimed is repaired."""
@@ -121,7 +99,9 @@ class Runner(Tracker):
             locked(busy, self._serve, lane, busy, mine, sleep)
         except BaseException:
             del stack[depth:]
-            self._abandoned(mine[0], busy)  # best effort: what a second interrupt leaves is repaired by the next who looks
+            self._abandoned(
+                mine[0], busy
+            )  # best effort: what a second interrupt leaves is repaired by the next who looks
             raise
 
     def _abandoned(self, job: Job | None, busy: Any) -> None:
@@ -404,7 +384,9 @@ class Runner(Tracker):
         claim = op.claim
         if claim is None:
             return False
-        return not claim[1].locked() or (claim[2] == get_ident() and op not in here_and_now.stack and op.kind is not ASYNC)
+        return not claim[1].locked() or (
+            claim[2] == get_ident() and op not in here_and_now.stack and op.kind is not ASYNC
+        )
 
     def _repair(self, op: Operation) -> None:
         """T held.  An operation without a runner."""
@@ -440,54 +422,3 @@ class Runner(Tracker):
         steps: list[Step] = [(setitem, claim, 0, None), (setattr, op, "state", READY)]
         self._place(steps, [op])
         return commit(self._guard_t, t, steps)
-
-
-class Completion:
-    """The ``on_complete`` of one `push_async` operation: call it once, from any thread, with an error or without."""
-
-    __slots__ = ("_claim", "_engine", "_op", "_token")
-
-    def __init__(self, engine: Runner, op: Operation, claim: list[Any], token: object) -> None:
-        self._engine = engine
-        self._op = op
-        self._claim = claim
-        self._token = token
-
-    def __call__(self, error: BaseException | type[BaseException] | None = None) -> None:
-        """Complete the operation.
-
-        Parameters
-        ----------
-        error : exception, optional
-            Poisons what the operation writes or updates.
-
-        Sync: never blocks.
-
-        Raises
-        ------
-        CompletionError
-            It is complete already.
-        """
-        if isinstance(error, type) and issubclass(error, BaseException):
-            error = error()
-        if error is not None and not isinstance(error, BaseException):
-            raise ArgumentTypeError(f"[on_complete] {error!r} is not an exception")
-        fate = OK if error is None else Fate(Root(self._op, error))
-        engine = self._engine
-        if not engine._finish(self._op, self._claim, self._token, fate):
-            raise CompletionError(f"[{self._op.name or 'operation'}] is complete already")
-        if engine._serial:
-            engine._run_ready()
-
-
-def empty(bell: SimpleQueue[None]) -> None:
-    """Take off the tokens of work that is about to be looked at."""
-    try:
-        _empty(bell)
-    except Empty:
-        return  # another worker took the last one
-
-
-def _empty(bell: SimpleQueue[None]) -> None:
-    while not bell.empty():
-        bell.get_nowait()

@@ -1,4 +1,5 @@
-"""The serial policy (`NaiveEngine`): no workers; the outermost push, wait or completion runs what is ready, in push order.
+"""The serial policy (`NaiveEngine`): no workers; the outermost push, wait or completion runs what is ready, in push
+order.
 
 It goes through the same tracker as the others, so its results are the oracle that theirs are compared with.
 """

@@ -1,7 +1,7 @@
 """Where in the user's program a push or a wait happened.
 
-Owns the test "is this frame ours?".  Guarantees that `here` costs a fraction of a microsecond: it keeps the code object and
-the instruction's offset; the line number is worked out only when somebody reads it.
+Owns the test "is this frame ours?".  Guarantees that `here` costs a fraction of a microsecond: it keeps the code
+object and the instruction's offset; the line number is worked out only when somebody reads it.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _audit(engine: Engine) -> None:
 # ==================================================================================================== bytecode
 def package_functions() -> list[Any]:
     """All functions and methods of the engine's modules, testing and plotting aside."""
-    import vardag.engine as package  # noqa: PLC0415, TID252
+    import vardag.engine as package
 
     found = []
     for info in pkgutil.iter_modules(package.__path__):
@@ -136,7 +136,12 @@ def lint(functions: Iterable[Any]) -> list[tuple[str, int | None]]:
 def _codes(code: CodeType) -> Iterable[CodeType]:
     yield code
     for constant in code.co_consts:
-        if isinstance(constant, CodeType) and constant.co_name not in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>"):
+        if isinstance(constant, CodeType) and constant.co_name not in (
+            "<genexpr>",
+            "<listcomp>",
+            "<dictcomp>",
+            "<setcomp>",
+        ):
             yield from _codes(constant)
 
 
@@ -168,9 +173,7 @@ class Checkpoints:
             self._monitor(self._monitoring)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._monitoring is None:
             sys.settrace(None)
             self._before.clear()

@@ -21,10 +21,10 @@ def draw(
     events: Sequence[Event], threads: Sequence[str], path: str | os.PathLike[str] | None, title: str | None
 ) -> Any:
     """Bars by thread and time, coloured by operation; arrows and labels only where there is room for them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.collections import PolyCollection  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-    from matplotlib.patches import FancyArrowPatch, Patch  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch, Patch
 
     figure = Figure(figsize=(13, 1.6 + 0.85 * max(1, len(threads))), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,7 +58,8 @@ def draw(
         # About 0.0062 of the width for a letter at this size: a label is drawn only if the bar holds it.
         if e.seconds < span * (0.0062 * len(text) + 0.004):
             continue
-        axes.text((x(e.start) + x(e.end)) / 2, rows[e.thread], text, ha="center", va="center", fontsize=7, color="white",
+        middle = (x(e.start) + x(e.end)) / 2
+        axes.text(middle, rows[e.thread], text, ha="center", va="center", fontsize=7, color="white",
                   zorder=4, clip_on=True)  # fmt: skip
         labelled += 1
 

@@ -1,21 +1,21 @@
 """The tracker: when an operation may run.
 
-Owns admission (edges from a push's variables), the drawing of edges, completion and poison: all shared state of an engine.
-Who runs a ready operation is in running.py, waits are in waiting.py; both change state only through commits made here or
-in the same manner.
+Owns all shared state of an engine; here are the edges, completion and poison (lock T).  Admission (lock P) is in
+admission.py, who runs a ready operation in running.py, waits in waiting.py; all change state in the same manner, by
+commits.
 
 LOCKS (both re-entrant, only ever taken by `locked`)
     P   order of pushes: Variable fields, `_seq`, appends to `_inbox`, `_inlining`.
     T   scheduling: everything of an operation after its admission, the heaps, `_live`, `_unseen`.
-    Order: P before T.  Whoever holds T and needs P gives T away first (only a finalizer inside a T section can be in that
-    place).  Pushers never take T and workers never take P, so a busy pusher and the workers form no convoy.
+    Order: P before T.  Whoever holds T and needs P gives T away first (only a finalizer inside a T section can be in
+    that place).  Pushers never take T and workers never take P, so a busy pusher and the workers form no convoy.
 
 INVARIANTS (checked by `testing.audit`)
     I1  edges lead from lower to higher seq.
-    I2  DONE only after all predecessors are DONE, whatever the fate: cancelled and poisoned operations end in their turn,
-        else a later write would overtake a running reader.            [test_errors: test_cancelled_keeps_order]
-    I3  at every checkpoint: admitted and not DONE = in the inbox (NEW) or in live; PENDING: wait_count = undone predecessors, and the operation is in
-        each one's succ once; READY: in its lane's heap.
+    I2  DONE only after all predecessors are DONE, whatever the fate: cancelled and poisoned operations end in their
+        turn, else a later write would overtake a running reader.            [test_errors: test_cancelled_keeps_order]
+    I3  at every checkpoint: admitted and not DONE = in the inbox (NEW) or in live; PENDING: wait_count = undone
+        predecessors, and the operation is in each one's succ once; READY: in its lane's heap.
     I4  see `Lane`.
     I5  an operation runs above another on one stack only if the lower one's wait needs it.
     I6  no user code under a lock (finalizers and signal handlers excepted: they find I1-I5 true).
@@ -24,36 +24,31 @@ RACES, by name
     read-before-ticket    A plan that reads before it takes its ticket can miss what a finalizer pushed in between.
                           Cure: the ticket comes first, everywhere.    [test_interrupts: push at every checkpoint]
     done-while-planning   A predecessor becomes DONE while a push plans.  Harmless: the drain looks again, under T.
-    finalizer-in-kernel   (3.11) A collection inside an inline kernel runs a finalizer that pushes: the ticket check is behind us.
-                          Cure: `_promote` admits the kernel's own operation first, as RUNNING; the outer commit then
-                          fails its second ticket check.               [test_inline: test_push_from_inside_a_kernel]
+    finalizer-in-kernel   (3.11) A collection inside an inline kernel runs a finalizer that pushes: the ticket check
+                          is behind us. Cure: `_promote` admits the kernel's own operation first, as RUNNING; the
+                          outer commit then fails its second ticket check.               [test_life:
+                          test_push_from_inside_a_kernel]
 """
 
 from __future__ import annotations
 
 import threading
-from _thread import allocate_lock, get_ident
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 from heapq import heappush
-from itertools import starmap
 from queue import SimpleQueue
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .atomic import Step, call, commit, index, locked, setitem
-from .errors import ArgumentError, Cancelled, EngineClosed
-from .operation import DONE, NEW, OK, PENDING, READY, RUNNING, Fate, Kind, Operation, Root, user_context, worst
+from .atomic import Step, commit, locked, setitem
+from .errors import Cancelled
+from .operation import DONE, PENDING, READY, RUNNING, Fate, Operation, Root, worst
 from .ready import Lane, Rank, by_priority
-from .site import here
 from .variable import Variable
 
 if TYPE_CHECKING:
     from .instrument import Instrument
 
-ATOMIC = Kind.ATOMIC
-PRUNE_AT = 16  # readers of one variable before finished ones are taken off its list
 UNSEEN_KEPT = 1000  # errors nobody has seen that are kept; further ones are counted
 
 Access = Sequence[Variable]
@@ -62,7 +57,7 @@ Plan = tuple[Operation | None, Access, Access, Access, Sequence[Step], list[Any]
 
 
 class Tracker:
-    """Admission, edges, completion.  See the module's text for locks and invariants."""
+    """Edges and completion.  See the module's text for locks and invariants."""
 
     def __init__(self) -> None:
         self._P: Any = threading.RLock()
@@ -89,307 +84,6 @@ class Tracker:
         self._ran_worker = 0
         self._ran_helper = 0
 
-    # ================================================================================================ admission (P)
-    def admit(self, plan: Callable[[], Plan]) -> Operation | None:
-        """Admit what ``plan()`` says, all or nothing, in one section under the order lock.
-
-        Parameters
-        ----------
-        plan : callable
-            Library code, called with the lock held, possibly several times.  It only reads shared state and returns
-            ``(op, reads, writes, updates, steps, keep, again)``: an unadmitted operation or None; its variables (which may
-            repeat; read and written counts as updated); further C calls ``(callable, *args)`` to commit with it; a list
-            that keeps overwritten values alive until the lock is free; whether this was preparatory, so that ``plan()`` is
-            called again under the same hold of the lock.
-
-        Returns
-        -------
-        Operation or None
-            That of the last plan.
-
-        Sync: never blocks on a computation.
-
-        Raises
-        ------
-        EngineClosed, ArgumentError
-            At the call, with nothing changed; likewise whatever ``plan`` raises.
-        """
-        if self._T._is_owned():
-            return self._without_t(self.admit, plan)
-        held: list[Plan] = []  # dies after the lock is released: see F4 in atomic.py
-        try:
-            op = locked(self._P, self._admit, plan, held)
-        except Park:
-            park()
-            raise
-        if op is None or op.state is not DONE or len(held) > 1:
-            self._queued()
-        return op
-
-    def _admit(self, plan: Callable[[], Plan], held: list[Plan]) -> Operation | None:
-        """P held."""
-        guard = self._guard_p
-        while True:
-            if self._closed:
-                self._refuse()
-            if self._inlining is not None:
-                self._promote()
-            t = object()
-            guard[0] = t
-            planned = plan()
-            held.append(planned)
-            op = planned[0]
-            if (commit(guard, t, planned[4]) if op is None else self._admit_op(op, planned, t)) and not planned[6]:
-                return op
-
-    def _admit_op(self, op: Operation, planned: Plan, t: object) -> bool:
-        """P held, ticket taken.  Find the predecessors; run the operation here, or queue it.  False: plan again."""
-        if op.cheap and self.inline and op.kind is ATOMIC:
-            done = self._inline(op, planned, t)
-            if done is not None:
-                return done
-        _, reads, writes, updates, steps, keep, _ = planned
-        op.seq = self._seq
-        if updates or len(writes) > 1 or (writes and writes[0] in reads):
-            reads, writes, updates = strongest(reads, writes, updates)
-            planned = (op, reads, writes, updates, steps, keep, False)
-        preds: list[Operation] = []
-        fates: list[Fate | None] = []
-        # A predecessor that becomes DONE after this look is dropped by the drain (race "done-while-planning").
-        for vs in (reads, updates):
-            for v in vs:
-                if v.engine is not self:
-                    self._foreign(v)
-                p = v.writer
-                if p is not None:
-                    if p.state is not DONE:
-                        preds.append(p)
-                    elif p.fate is not OK:
-                        fates.append(p.fate)
-        sources = len(preds)  # so far: whose failure is this one's failure
-        for vs in (writes, updates):
-            for v in vs:
-                if v.engine is not self:
-                    self._foreign(v)
-                p = v.writer
-                if p is not None and p.state is not DONE:
-                    preds.append(p)
-                if v.readers:  # write after read
-                    preds += [p for p in v.readers if p.state is not DONE]
-        op.poison = worst(fates) if fates else None
-        if len(preds) > 1:
-            unique = dict.fromkeys(preds)  # keeps the order: sources first
-            sources = sources if len(unique) == len(preds) else len(set(preds[:sources]))
-            preds = list(unique)
-        op.preds = tuple(preds)
-        op.sources = sources
-        queue = self._queue_steps(op, planned)
-        queue += ((deque.append, self._inbox, op), (SimpleQueue.put, op.lane.bell, None))
-        if not commit(self._guard_p, t, queue):
-            return False
-        if self._instrument is not None:
-            self._instrument.pushed(op, op.preds)
-        return True
-
-    def _queue_steps(self, op: Operation, planned: Plan) -> list[Step]:
-        """The commit that admits `op` as not DONE; sets the fields that only such an operation has."""
-        _, reads, writes, updates, steps, keep, _ = planned
-        op.engine = self  # type: ignore[assignment]
-        lane = self._lane
-        name = op.lane
-        if name is None:
-            op.lane = lane
-        elif type(name) is str:
-            op.lane = self._lanes.get(name) or self._new_lane(name)
-        op.succ = op.watch = ()
-        op.claim = op.blocked = None
-        op.wait_count = 0
-        op.context = None if op.kind is ATOMIC or op.kind is Kind.KERNEL else user_context()
-        op.mark = 0
-        if op.site is None:
-            op.site = here(5)
-        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
-        for v in reads:
-            readers = v.readers
-            if not readers:
-                keep.append(readers)
-                out.append((setattr, v, "readers", [op]))
-            elif len(readers) >= PRUNE_AT and readers[0].state is DONE and readers[len(readers) // 2].state is DONE:
-                keep.append(readers)
-                out.append((setattr, v, "readers", [*(p for p in readers if p.state is not DONE), op]))
-            else:
-                out.append((list.append, readers, op))
-        var_steps(out, keep, writes, op)
-        var_steps(out, keep, updates, op)
-        return out
-
-    def _inline(self, op: Operation, planned: Plan, t: object) -> bool | None:
-        """P held, ticket taken.  Run a cheap kernel here, if it is ready: kernel and admission are one C call.
-
-        True: done.  False: plan again.  None: it is not ready (or memory ran out before anything happened), queue it.
-        The hottest path of the library: it takes no list, no site and no second look at anything.
-        """
-        _, reads, writes, updates, steps, keep, _ = planned
-        for v in reads:
-            if v.engine is not self:
-                self._foreign(v)
-            p = v.writer
-            if p is not None and (p.state is not DONE or p.fate is not OK):
-                return None
-        seq = op.seq = self._seq
-        tail: list[Step] = [(setattr, self, "_seq", seq + 1)]
-        if steps:
-            tail += steps
-        if updates or len(writes) != 1 or writes[0] in reads:
-            reads, writes, updates = strongest(reads, writes, updates)
-            planned = op, reads, writes, updates, steps, keep, False
-            for v in updates:
-                if v.engine is not self:
-                    self._foreign(v)
-                p = v.writer
-                if p is not None and (p.state is not DONE or p.fate is not OK):
-                    return None
-            writes = (*writes, *updates)
-        for v in writes:
-            if v.engine is not self:
-                self._foreign(v)
-            p = v.writer
-            # After a success the variables need no writer: None means done and well, and costs no memory.
-            if p is not None:
-                if p.state is not DONE:
-                    return None
-                keep.append(p)
-                tail.append((setattr, v, "writer", None))
-            if v.readers:
-                if not all_done(v.readers):  # write after read
-                    return None
-                keep.append(v.readers)
-                tail.append((setattr, v, "readers", ()))
-            tail.append((setattr, v, "version", v.version + 1))
-        op.mark = 0
-        context = self._kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
-        try:
-            kernel = context.run(op.fn)  # type: ignore[arg-type]
-        except BaseException as e:
-            return self._prepare_failed(op, planned, t, context, e)
-        started = 0.0 if self._instrument is None else monotonic()
-        check = (index, self._guard_p, t)
-        whole = (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)
-        self._inlining = op, planned
-        try:
-            context.run(deque, starmap(call, whole), 0)
-        except BaseException as e:
-            self._inlining = None  # no checkpoint between the kernel and this store
-            return self._inline_failed(op, planned, t, e)
-        self._inlining = None
-        op.fn = op.operands = None
-        op.fate = OK
-        op.state = DONE
-        self._ran_inline += 1
-        if self._instrument is not None:
-            op.site = op.site or here(2)
-            self._instrument.ran_inline(op, started)
-        return True
-
-    def _prepare_failed(
-        self, op: Operation, planned: Plan, t: object, context: Context, e: BaseException
-    ) -> bool | None:
-        """`prepare` raised inside a push.  Nothing has happened yet."""
-        if isinstance(e, MemoryError):
-            return None
-        if not isinstance(e, Exception) or not fails_again(op, context):
-            raise e  # it came from outside (a signal handler): the operation is not admitted
-        return self._fail_inline(op, planned, t, e)
-
-    def _inline_failed(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool | None:
-        """The C call of an inline kernel raised; `mark` tells where."""
-        if op.state is RUNNING:  # promoted by a finalizer inside the kernel: finish it as what it now is
-            claim = op.claim
-            assert claim is not None
-            fate = OK if op.mark == 2 else Fate(Root(op, own_error(e)))
-            self._finish(op, claim, claim[0], fate)
-        elif op.mark == 0:
-            if isinstance(e, ValueError) and self._guard_p[0] is not t:
-                return False
-            raise e
-        elif op.mark == 2:
-            op.fate = OK  # everything is committed; the exception came from outside, after it
-            op.state = DONE
-            raise e
-        elif isinstance(e, MemoryError):
-            op.mark = 0
-            return None
-        elif not self._fail_inline(op, planned, t, own_error(e)):
-            return False
-        if not isinstance(e, Exception):
-            raise e
-        return True
-
-    def _fail_inline(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool:
-        """The kernel's own error: admit the operation as DONE and poisoned.  False: plan again."""
-        op.engine = self  # type: ignore[assignment]
-        op.site = op.site or here(5)
-        fate = Fate(Root(op, e))
-        if op.state is RUNNING:  # promoted by code that ran inside this very function
-            assert op.claim is not None
-            return self._finish(op, op.claim, op.claim[0], fate)
-        _, _, writes, updates, steps, keep, _ = planned
-        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
-        var_steps(out, keep, writes, op)
-        var_steps(out, keep, updates, op)
-        out += self._unseen_step(fate.root)
-        out += ((setattr, op, "fate", fate), (setattr, op, "state", DONE))
-        if not commit(self._guard_p, t, out):
-            return False  # somebody pushed in between: run it again, after that
-        op.fn = op.operands = None
-        if self._instrument is not None:
-            self._instrument.ran_inline(op, monotonic())
-        return True
-
-    def _promote(self) -> None:
-        """P held by this thread, which is inside an inline kernel (race "finalizer-in-kernel"): admit that one first."""
-        assert self._inlining is not None
-        op, planned = self._inlining
-        if op.state is not NEW or op.mark != 1:
-            return
-        t = object()
-        self._guard_p[0] = t
-        op.preds = ()
-        op.sources = 0
-        op.poison = None
-        out = self._queue_steps(op, planned)
-        busy = allocate_lock()
-        busy.acquire()  # its runner, the frame below, exists
-        op.claim = [object(), busy, get_ident(), monotonic()]
-        out += ((setitem, self._live, op.seq, op), (setattr, op, "state", RUNNING))
-        commit(self._guard_p, t, out)
-
-    # ------------------------------------------------------------------------------------------------ odds and ends of P
-    def _without_t(self, f: Callable[..., Any], *args: Any) -> Any:
-        """Run f with T given away: a finalizer inside a T section pushes, and P comes before T."""
-        saved = self._T._release_save()
-        try:
-            return f(*args)
-        finally:
-            self._T._acquire_restore(saved)
-
-    def _foreign(self, v: Variable) -> None:
-        if v.deleted:
-            raise ArgumentError(f"variable {v.name or hex(id(v))} was deleted")
-        raise ArgumentError(f"variable {v.name or hex(id(v))} belongs to another engine")
-
-    def _new_lane(self, name: str) -> Lane:
-        """The lane of that name, for the policies that have several."""
-        return self._lane
-
-    def _refuse(self) -> None:
-        if self._parking and threading.current_thread() is not threading.main_thread():
-            raise Park
-        raise EngineClosed("push to a stopped engine; engine.start() starts it again")
-
-    def _queued(self) -> None:
-        """After a section in which an operation may have been queued: the policy's turn.  See running.py."""
-
     # ================================================================================================ edges (T)
     def _drain(self) -> None:
         """T held.  Draw the edges of newly admitted operations: peek, plan, and commit with the popleft."""
@@ -405,9 +99,7 @@ class Tracker:
             if commit(guard, t, steps) and ready and self._instrument is not None:
                 self._instrument.ready(ready)
 
-    def _draw(
-        self, n: int, steps: list[Step], fresh: dict[Operation, list[Operation]], ready: list[Operation]
-    ) -> None:
+    def _draw(self, n: int, steps: list[Step], fresh: dict[Operation, list[Operation]], ready: list[Operation]) -> None:
         inbox, rank = self._inbox, self._rank
         for i in range(n):
             try:
@@ -497,59 +189,6 @@ class Tracker:
         for s in ready:
             steps.append((heappush, s.lane.heap, (rank(s), s.seq, s)))
             steps.append((SimpleQueue.put, s.lane.bell, None))
-
-
-class Park(BaseException):
-    """Raised inside the section, so that the lock is free before the thread is parked."""
-
-
-def park() -> None:
-    """Never return: the process is ending."""
-    lock = allocate_lock()
-    lock.acquire()
-    lock.acquire()
-
-
-def var_steps(out: list[Step], keep: list[Any], variables: Access, op: Operation) -> None:
-    """The change of variables that a queued or failed `op` writes or updates."""
-    for v in variables:
-        keep.append(v.writer)
-        keep.append(v.readers)
-        out.append((setattr, v, "writer", op))
-        if v.readers:
-            out.append((setattr, v, "readers", ()))
-        out.append((setattr, v, "version", v.version + 1))
-
-
-def all_done(ops: Sequence[Operation]) -> bool:
-    """Are all of them DONE?"""
-    for o in ops:  # noqa: SIM110 - a generator costs three times as much
-        if o.state is not DONE:
-            return False
-    return True
-
-
-def strongest(reads: Access, writes: Access, updates: Access) -> tuple[Access, Access, Access]:
-    """Each variable once, in its strongest meaning; read and written is updated."""
-    u = dict.fromkeys(updates)
-    w = dict.fromkeys(writes)
-    r = dict.fromkeys(reads)
-    u.update((v, None) for v in w if v in r)
-    return [v for v in r if v not in u], [v for v in w if v not in u], list(u)
-
-
-def fails_again(op: Operation, context: Context) -> bool:
-    """Does `prepare` raise a second time?  An exception that a signal handler threw into the first one does not repeat."""
-    try:
-        context.run(op.fn)  # type: ignore[arg-type]
-    except Exception:
-        return True
-    return False
-
-
-def own_error(e: BaseException) -> BaseException:
-    """What a kernel cut by `e` is poisoned with: its own error, or, for an interrupt, that it was cut."""
-    return e if isinstance(e, Exception) else Cancelled("interrupted")
 
 
 def retire(op: Operation) -> None:

@@ -1,7 +1,7 @@
 """Variables: what operations read, write and update.
 
-Owns the class and nothing else.  Every field is guarded by the engine's lock P (the order of pushes) and changed only in
-a commit; reading a single field without the lock is allowed and gives its value at some moment.
+Owns the class and nothing else.  Every field is guarded by the engine's lock P (the order of pushes) and changed only
+in a commit; reading a single field without the lock is allowed and gives its value at some moment.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Variable:
 
     # P.  The engine; None once deleted, so that one test finds both a foreign and a deleted variable.
     engine: Engine | None
-    # P.  The last pushed writer or updater; None if nothing wrote yet, or if that one ran within its push and succeeded.
-    # So None means: whatever was pushed before is done, and the variable is not poisoned.
+    # P.  The last pushed writer or updater; None if nothing wrote yet, or if that one ran within its push and
+    # succeeded. So None means: whatever was pushed before is done, and the variable is not poisoned.
     writer: Operation | None
     # P.  Operations that read, pushed since `writer`.  () or a list; finished ones are pruned now and then.
     readers: Sequence[Operation]

@@ -2,16 +2,16 @@
 
 Owns every way of blocking on an operation.  Guarantees:
 
-- a wait binds to an *operation* at the call, so later pushes, renames and healing writes change neither what it waits for nor
-  what it raises;
-- a thread that is not a worker runs only ready atomic kernels that its wait needs; a worker inside an operation runs anything
-  that its wait needs, and when half its stack is used it starts a spare worker instead;
+- a wait binds to an *operation* at the call, so later pushes, renames and healing writes change neither what it waits
+  for nor what it raises;
+- a thread that is not a worker runs only ready atomic kernels that its wait needs; a worker inside an operation runs
+  anything that its wait needs, and when half its stack is used it starts a spare worker instead;
 - a wait that needs the operation it is made in raises `DeadlockError` at once (only waits on the thread that runs the
   operation can be seen so; others end by ``timeout``);
 - Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.
 
-RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it searches, so
-the later one sees both edges.  [test_waits: test_crossed_waits]
+RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it
+searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from time import monotonic
 from typing import Any
 
 from .atomic import commit, locked
+from .claims import here_and_now
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineErrors, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation, Root, fresh_error
-from .running import Runner, here_and_now
+from .running import Runner
 from .site import describe, here
 from .variable import Variable
 
@@ -212,7 +213,7 @@ class Waiting(Runner):
         watched: list[Operation],
         current: Operation | None,
     ) -> None:
-        while target.state is not DONE:
+        while not target.done:
             worker = self._may_run_all()
             op = locked(self._T, self._next_for, target, queue, watched, worker, current)
             if op is not None:
@@ -223,7 +224,9 @@ class Waiting(Runner):
             elif target.state is not DONE and watched:
                 left = SLICE if end is None else min(SLICE, end - monotonic())
                 if left <= 0:
-                    raise EngineTimeout(f"{timeout} s passed; waiting at {describe(here(2))} for\n{self.explain(target)}")
+                    raise EngineTimeout(
+                        f"{timeout} s passed; waiting at {describe(here(2))} for\n{self.explain(target)}"
+                    )
                 self._sleep(queue, left)
                 if watched and watched[0].state is DONE:
                     watched.clear()
@@ -232,9 +235,7 @@ class Waiting(Runner):
         """May this thread run users' functions?  Workers; in the serial engine whoever has, or can have, the turn."""
         if here_and_now.worker is self:
             return True
-        return self._serial and (
-            not self._turn_lock.locked() or any(o.engine is self for o in here_and_now.stack)
-        )
+        return self._serial and (not self._turn_lock.locked() or any(o.engine is self for o in here_and_now.stack))
 
     def _next_for(
         self, target: Operation, queue: Bell, watched: list[Operation], worker: bool, current: Operation | None
@@ -247,7 +248,7 @@ class Waiting(Runner):
             if cycle is not None:
                 raise DeadlockError(
                     f"[{current.name or 'operation'}] waits for [{target.name or 'operation'}] pushed at "
-                    f"{describe(target.site)}, which needs [{cycle.name or 'operation'}], which cannot end before this wait"
+                    f"{describe(target.site)}, which needs [{cycle.name or 'operation'}], which cannot end before it"
                 )
         op, watch = self._needed(target, worker)
         if op is not None or target.state is DONE:
@@ -432,5 +433,3 @@ def deep() -> bool:
         frame = frame.f_back
         left -= 1
     return frame is not None
-
-

@@ -186,7 +186,7 @@ def test_profile(tmp_path):
         assert __file__ in x.line
     assert any(x.preds == (events[0].seq,) for x in events[1:2]) or events[1].preds == ()
     table = p.table()
-    assert "op0" in table and "14" in table  # noqa: PT018
+    assert "op0" in table and "14" in table
     p.save(tmp_path / "trace.json")
     trace = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert sum(x["ph"] == "X" for x in trace) == 42

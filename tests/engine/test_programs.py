@@ -14,7 +14,7 @@ import threading
 
 import pytest
 
-from vardag.engine import Engine, Kind, Operation, tracker
+from vardag.engine import Engine, Kind, Operation, admission
 from vardag.engine.testing import Gate, Seeded, audit
 
 P = 2**61 - 1
@@ -154,11 +154,11 @@ def test_several_pushing_threads_equal_their_admitted_order(workers):
 
 
 def broken_admit():
-    """`Tracker._admit_op` without its write-after-read edges."""
-    source = textwrap.dedent(inspect.getsource(tracker.Tracker._admit_op))
+    """`Admission._admit_op` without its write-after-read edges."""
+    source = textwrap.dedent(inspect.getsource(admission.Admission._admit_op))
     line = next(x for x in source.splitlines() if "# write after read" in x)
     space: dict = {}
-    exec(source.replace(line, line.replace("if v.readers:", "if False:")), vars(tracker).copy(), space)
+    exec(source.replace(line, line.replace("if v.readers:", "if False:")), vars(admission).copy(), space)
     return space["_admit_op"]
 
 
@@ -174,7 +174,7 @@ def test_a_broken_grant_rule_is_noticed(monkeypatch):
 
     assert not any(deviates(s, "ThreadedEnginePooled") for s in range(5))
     # The oracle pushes behind no gate and runs each operation at once, so the mutation does not reach it.
-    monkeypatch.setattr(tracker.Tracker, "_admit_op", broken_admit())
+    monkeypatch.setattr(admission.Admission, "_admit_op", broken_admit())
     assert sum(deviates(s, "ThreadedEnginePooled") for s in range(seeds)) >= 0.95 * seeds
 
 

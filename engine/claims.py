@@ -1,0 +1,92 @@
+"""What a thread knows of the operations it runs: its stack, its claims, and the callback that may end one for it."""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import ArgumentTypeError, CompletionError
+from .operation import OK, Fate, Operation, Root
+
+if TYPE_CHECKING:
+    from .running import Runner
+
+
+class ThisThread(threading.local):
+    """What the engine knows of the calling thread."""
+
+    def __init__(self) -> None:
+        self.worker: object = None  # the engine whose worker this thread is
+        self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
+
+
+here_and_now = ThisThread()
+
+
+class Job(NamedTuple):
+    """A claimed operation."""
+
+    op: Operation
+    claim: list[Any]
+    token: object
+
+
+class RunContext(NamedTuple):
+    """What a `push_async` or `push_sync` function is given first: the device context it was pushed for, and the
+    engine.
+    """
+
+    ctx: Any
+    engine: Any
+
+
+class Completion:
+    """The ``on_complete`` of one `push_async` operation: call it once, from any thread, with an error or without."""
+
+    __slots__ = ("_claim", "_engine", "_op", "_token")
+
+    def __init__(self, engine: Runner, op: Operation, claim: list[Any], token: object) -> None:
+        self._engine = engine
+        self._op = op
+        self._claim = claim
+        self._token = token
+
+    def __call__(self, error: BaseException | type[BaseException] | None = None) -> None:
+        """Complete the operation.
+
+        Parameters
+        ----------
+        error : exception, optional
+            Poisons what the operation writes or updates.
+
+        Sync: never blocks.
+
+        Raises
+        ------
+        CompletionError
+            It is complete already.
+        """
+        if isinstance(error, type) and issubclass(error, BaseException):
+            error = error()
+        if error is not None and not isinstance(error, BaseException):
+            raise ArgumentTypeError(f"[on_complete] {error!r} is not an exception")
+        fate = OK if error is None else Fate(Root(self._op, error))
+        engine = self._engine
+        if not engine._finish(self._op, self._claim, self._token, fate):
+            raise CompletionError(f"[{self._op.name or 'operation'}] is complete already")
+        if engine._serial:
+            engine._run_ready()
+
+
+def empty(bell: SimpleQueue[None]) -> None:
+    """Take off the tokens of work that is about to be looked at."""
+    try:
+        _empty(bell)
+    except Empty:
+        return  # another worker took the last one
+
+
+def _empty(bell: SimpleQueue[None]) -> None:
+    while not bell.empty():
+        bell.get_nowait()
