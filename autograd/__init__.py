@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .backward import GraphError, backward
 from .function import Function
-from .functional import compute_gradient, grad, grad_and_loss, mark_variables
+from .functional import attach_grad, compute_gradient, grad, grad_and_loss, mark_variables
 from .scope import (
     is_recording,
     is_training,
@@ -19,6 +19,7 @@ from .scope import (
 __all__ = [
     "Function",
     "GraphError",
+    "attach_grad",
     "backward",
     "compute_gradient",
     "grad",

@@ -35,6 +35,19 @@ def mark_variables(variables: Any, gradients: Any = None, grad_reqs: Any = "writ
 
     Never blocks.   Raises: ArgumentError, ArgumentTypeError at the call, before any array is marked.
     """
+    arrays = _mark(variables, gradients, grad_reqs)
+    if gradients is None:
+        known = [r for r in _marked.get() if (a := r()) is not None and not any(a is b for b in arrays)]
+        _marked.set((*known, *(ref(a) for a in arrays)))
+
+
+def attach_grad(array: Array, grad_req: str) -> None:
+    """Mark one array, with new zeros as its gradient array."""
+    _mark(array, None, grad_req)
+
+
+def _mark(variables: Any, gradients: Any, grad_reqs: Any) -> list[Array]:
+    """Check everything, then mark."""
     arrays = [variables] if isinstance(variables, Array) else list(variables)
     given = [gradients] if isinstance(gradients, Array) else gradients
     requests = [grad_reqs] * len(arrays) if isinstance(grad_reqs, str) else list(grad_reqs)
@@ -52,11 +65,8 @@ def mark_variables(variables: Any, gradients: Any = None, grad_reqs: Any = "writ
                 f"[mark_variables] variable {describe(array)}, gradient {describe(given[i])}: the same expected"
             )
     for i, (array, request) in enumerate(zip(arrays, requests, strict=True)):
-        gradient = given[i].detach() if given is not None else array._ops.zeros_like(array.detach())
-        mark(array, given[i] if given is not None else gradient, request)
-    if given is None:
-        known = [r for r in _marked.get() if (a := r()) is not None and not any(a is b for b in arrays)]
-        _marked.set((*known, *(ref(a) for a in arrays)))
+        mark(array, array._ops.zeros_like(array.detach()) if given is None else given[i], request)
+    return arrays
 
 
 def compute_gradient(outputs: Any) -> list[Array]:

@@ -203,8 +203,10 @@ class Engine(Contract):
     def _push_resolved(self, op: Operation, fn: Any, reads: Any, writes: Any, updates: Any) -> Operation:
         """Operands of which some are arrays: ask them, under P, for their variable and raw memory.
 
-        The protocol is one method, ``__vardag_resolve__(mode)`` with mode "read", "write" or "update", which returns
-        ``(variable, raw)``.  It is called with P held, possibly several times, and only reads shared state.
+        The protocol is one method, ``__vardag_resolve__(mode, keep)`` with mode "read", "write" or "update", called with
+        P held, possibly several times, to read shared state only.  It returns ``(variable, mode, memory, steps, first)``:
+        how the variable is accessed (of a part that is to be written the rest must stay: "update"), a function that gives
+        the raw memory when the operation runs, steps to commit with it, and an admission that has to come before, or None.
         """
         for vs in (reads, writes, updates):
             for v in vs:
@@ -212,12 +214,23 @@ class Engine(Contract):
                     raise ArgumentTypeError(f"[push] {type(v).__name__} is neither a Variable nor an array")
 
         def plan() -> Plan:
-            raws: list[Any] = []
-            r = [_resolve(v, "read", raws) for v in reads]
-            w = [_resolve(v, "write", raws) for v in writes]
-            u = [_resolve(v, "update", raws) for v in updates]
-            op.fn = lambda: fn(*raws)
-            return op, r, w, u, (), [], False
+            memories: list[Any] = []
+            steps: list[Any] = []
+            keep: list[Any] = []
+            found: dict[str, list[Variable]] = {"read": [], "write": [], "update": []}
+            for wanted, operands in (("read", reads), ("write", writes), ("update", updates)):
+                for v in operands:
+                    if isinstance(v, Variable):
+                        found[wanted].append(v)
+                        continue
+                    variable, mode, memory, more, first = v.__vardag_resolve__(wanted, keep)
+                    if first is not None:
+                        return first  # type: ignore[no-any-return]
+                    found[mode].append(variable)
+                    memories.append(memory)
+                    steps += more
+            op.fn = lambda: fn(*(memory() for memory in memories))
+            return op, found["read"], found["write"], found["update"], steps, keep, False
 
         self.admit(plan)
         return op
@@ -357,11 +370,3 @@ def _operands(given: Iterable[Any], what: str) -> tuple[Any, ...]:
         raise ArgumentTypeError(
             f"[push] {what}: expected an iterable of variables, got {type(given).__name__}"
         ) from None
-
-
-def _resolve(v: Any, mode: str, raws: list[Any]) -> Variable:
-    if isinstance(v, Variable):
-        return v
-    variable, raw = v.__vardag_resolve__(mode)
-    raws.append(raw)
-    return variable  # type: ignore[no-any-return]

@@ -21,14 +21,29 @@ def statistics() -> Statistics: ...
 def Activation(data: Any, act_type: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """relu, sigmoid, tanh, softrelu or softsign of each element: the operator of that name."""
 
+def BatchNorm(data: Any, gamma: Any, beta: Any, moving_mean: Any, moving_var: Any, eps: Any = 0.001, momentum: Any = 0.9, fix_gamma: Any = True, use_global_stats: Any = False, output_mean_var: Any = False, axis: Any = 1, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normalise each channel: (data - mean) / sqrt(variance + eps) * gamma + beta."""
+
+def BlockGrad(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x itself, as a constant: its gradient is 0."""
+
 def Cast(data: Any, dtype: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in another dtype, by C's conversion (towards zero).  The gradient is cast back."""
 
 def Concat(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The arrays one after the other along the axis `dim`."""
 
+def Convolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = False, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Convolution in one, two or three dimensions (cross-correlation, as everywhere in deep learning)."""
+
+def Deconvolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., adj: Any = ..., target_shape: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = True, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Transposed convolution: what takes the result of a Convolution back to the shape of its data."""
+
 def Dropout(data: Any, p: Any = 0.5, mode: Any = 'training', axes: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Each element is 0 with probability p, else divided by 1 - p; in predict mode a copy, unless mode is 'always'."""
+
+def ElementWiseSum(*data: Any, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of arrays of one shape, added from left to right."""
 
 def Embedding(data: Any, weight: Any, input_dim: Any = 0, output_dim: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The rows of a table.  Shapes: (i...), (input_dim, output_dim) -> (i..., output_dim)."""
@@ -38,6 +53,15 @@ def Flatten(data: Any, *, out: Any = None, ctx: Context | None = None, name: str
 
 def FullyConnected(data: Any, weight: Any, bias: Any = None, num_hidden: Any = ..., no_bias: Any = False, flatten: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """data @ weight.T + bias."""
+
+def GroupNorm(data: Any, gamma: Any, beta: Any, num_groups: Any = 1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normalise each group of channels of each instance."""
+
+def InstanceNorm(data: Any, gamma: Any, beta: Any, eps: Any = 0.001, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normalise each channel of each instance over its positions."""
+
+def LayerNorm(data: Any, gamma: Any, beta: Any, axis: Any = -1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normalise along one axis: (data - mean) / sqrt(variance + eps) * gamma + beta."""
 
 def LeakyReLU(data: Any, gamma: Any = None, act_type: Any = 'leaky', slope: Any = 0.25, lower_bound: Any = 0.125, upper_bound: Any = 0.334, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Rectifiers that let something through below 0."""
@@ -50,6 +74,15 @@ def LogisticRegressionOutput(data: Any, label: Any, grad_scale: Any = 1.0, *, ou
 
 def MAERegressionOutput(data: Any, label: Any, grad_scale: Any = 1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The data, with the gradient of the absolute distance from the label."""
+
+def MakeLoss(data: Any, grad_scale: Any = 1.0, valid_thresh: Any = 0.0, normalization: Any = 'null', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x itself, as a loss: its gradient is grad_scale, whatever is done with it."""
+
+def Pad(data: Any, mode: Any = 'constant', pad_width: Any = ..., constant_value: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x with elements before and after each axis: a constant, the nearest ones, or the mirror image."""
+
+def Pooling(data: Any, kernel: Any = ..., pool_type: Any = 'max', global_pool: Any = False, pooling_convention: Any = 'valid', stride: Any = ..., pad: Any = ..., p_value: Any = None, count_include_pad: Any = None, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The largest element ('max'), mean ('avg'), sum or p-norm ('lp', p_value 1, 2 or 3) of every window."""
 
 def Reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
@@ -85,46 +118,55 @@ def _plus(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, na
     """add of each pair of elements."""
 
 def _random_exponential(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Exponential with rate lam.  `shape` elements."""
+    """Exponential with rate lam.  `shape` elements; float32 by default."""
 
 def _random_gamma(alpha: Any = 1.0, beta: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Gamma with shape alpha and scale beta.  `shape` elements."""
+    """Gamma with shape alpha and scale beta.  `shape` elements; float32 by default."""
 
 def _random_generalized_negative_binomial(mu: Any = 1.0, alpha: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements."""
+    """Poisson, with means from a gamma distribution of mean mu and dispersion alpha.  `shape` elements; float32 by default."""
 
 def _random_negative_binomial(k: Any = 1, p: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Failures before the k-th success, each of probability p.  `shape` elements."""
+    """Failures before the k-th success, each success of probability p.  `shape` elements; float32 by default."""
 
 def _random_normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Normal with mean loc and standard deviation scale.  `shape` elements."""
+    """Normal with mean loc and standard deviation scale.  `shape` elements; float32 by default."""
 
 def _random_poisson(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with mean lam.  `shape` elements."""
+    """Poisson with mean lam.  `shape` elements; float32 by default."""
+
+def _random_randint(low: Any, high: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform integers from begin to end - 1 (in the nd face low and high).  `shape` elements; int32 by default."""
 
 def _random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Uniform in [low, high).  `shape` elements."""
+    """Uniform in [low, high).  `shape` elements; float32 by default."""
 
 def _sample_exponential(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Exponential with rate lam.  `shape` elements for each parameter."""
+    """Exponential with rate lam.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def _sample_gamma(alpha: Any, beta: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Gamma with shape alpha and scale beta.  `shape` elements for each parameter."""
+    """Gamma with shape alpha and scale beta.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def _sample_generalized_negative_binomial(mu: Any, alpha: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements for each parameter."""
+    """Poisson, with means from a gamma distribution of mean mu and dispersion alpha.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
+
+def _sample_multinomial(data: Any, shape: Any = None, get_prob: Any = False, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Indices along the last axis, drawn by the probabilities there: (s..., k) -> (s..., shape...); int32 by default."""
 
 def _sample_negative_binomial(k: Any, p: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Failures before the k-th success, each of probability p.  `shape` elements for each parameter."""
+    """Failures before the k-th success, each success of probability p.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def _sample_normal(loc: Any, scale: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter."""
+    """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def _sample_poisson(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with mean lam.  `shape` elements for each parameter."""
+    """Poisson with mean lam.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def _sample_uniform(low: Any, high: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Uniform in [low, high).  `shape` elements for each parameter."""
+    """Uniform in [low, high).  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
+
+def _shuffle(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x with the elements along its first axis in random order."""
 
 def abs(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """abs of each element."""
@@ -134,6 +176,9 @@ def adam_update(weight: Any, grad: Any, mean: Any, var: Any, lr: Any, beta1: Any
 
 def add(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
+
+def add_n(*data: Any, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of arrays of one shape, added from left to right."""
 
 def arange(start: Any, stop: Any = None, step: Any = 1.0, repeat: Any = 1, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """start, start + step, ... below stop (0 ... below start without a stop), each `repeat` times; float32 by default."""
@@ -279,11 +324,17 @@ def cos(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def cosh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """cosh of each element."""
 
+def crop(data: Any, begin: Any, end: Any, step: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x[begin[0]:end[0]:step[0], begin[1]:end[1]:step[1], ...] as a copy; None is Python's default."""
+
 def cumsum(a: Any, axis: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Sums of the elements up to each one, along an axis or (None) of the flattened array.   x: any shape."""
 
 def degrees(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """degrees of each element."""
+
+def diag(data: Any, k: Any = 0, axis1: Any = 0, axis2: Any = 1, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The elements whose index along axis2 is k more than along axis1, as a last axis; of one axis, that matrix."""
 
 def digamma(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """digamma of each element."""
@@ -366,6 +417,9 @@ def greater(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, 
 def greater_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """greater_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
+def hard_sigmoid(data: Any, alpha: Any = 0.2, beta: Any = 0.5, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """alpha x + beta, cut to [0, 1]; the gradient at the two kinks is 0."""
+
 def hypot(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """hypot of each pair of elements."""
 
@@ -423,6 +477,9 @@ def logical_or(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = Non
 def logical_xor(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """logical_xor of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
+def make_loss(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x itself, as a loss: its gradient is 1, whatever is done with it."""
+
 def matmul(x: Any, y: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The matrix product over the last two axes; the axes before them broadcast."""
 
@@ -472,7 +529,7 @@ def norm(data: Any, ord: Any = 2, axis: Any = None, out_dtype: Any = None, keepd
     """The sum of absolute values (ord=1) or the root of the sum of squares (ord=2)."""
 
 def normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Normal with mean loc and standard deviation scale.  `shape` elements."""
+    """Normal with mean loc and standard deviation scale.  `shape` elements; float32 by default."""
 
 def not_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """not_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
@@ -485,6 +542,9 @@ def ones(shape: Any, dtype: Any = None, *, out: Any = None, ctx: Context | None 
 
 def ones_like(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Ones of the shape and dtype of x."""
+
+def pad(data: Any, mode: Any = 'constant', pad_width: Any = ..., constant_value: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x with elements before and after each axis: a constant, the nearest ones, or the mirror image."""
 
 def pick(a: Any, index: Any, axis: Any = -1, keepdims: Any = False, mode: Any = 'clip', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """One element of each row along an axis."""
@@ -502,25 +562,28 @@ def radians(data: Any, *, out: Any = None, ctx: Context | None = None, name: str
     """radians of each element."""
 
 def random_exponential(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Exponential with rate lam.  `shape` elements."""
+    """Exponential with rate lam.  `shape` elements; float32 by default."""
 
 def random_gamma(alpha: Any = 1.0, beta: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Gamma with shape alpha and scale beta.  `shape` elements."""
+    """Gamma with shape alpha and scale beta.  `shape` elements; float32 by default."""
 
 def random_generalized_negative_binomial(mu: Any = 1.0, alpha: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements."""
+    """Poisson, with means from a gamma distribution of mean mu and dispersion alpha.  `shape` elements; float32 by default."""
 
 def random_negative_binomial(k: Any = 1, p: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Failures before the k-th success, each of probability p.  `shape` elements."""
+    """Failures before the k-th success, each success of probability p.  `shape` elements; float32 by default."""
 
 def random_normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Normal with mean loc and standard deviation scale.  `shape` elements."""
+    """Normal with mean loc and standard deviation scale.  `shape` elements; float32 by default."""
 
 def random_poisson(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with mean lam.  `shape` elements."""
+    """Poisson with mean lam.  `shape` elements; float32 by default."""
+
+def random_randint(low: Any, high: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Uniform integers from begin to end - 1 (in the nd face low and high).  `shape` elements; int32 by default."""
 
 def random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Uniform in [low, high).  `shape` elements."""
+    """Uniform in [low, high).  `shape` elements; float32 by default."""
 
 def rcbrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / cbrt(x) of each element."""
@@ -530,6 +593,9 @@ def reciprocal(data: Any, *, out: Any = None, ctx: Context | None = None, name: 
 
 def relu(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """max(x, 0) of each element; the gradient at 0 is 0."""
+
+def repeat(data: Any, repeats: Any, axis: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Every element `repeats` times in a row, along an axis or (None) of the flattened array."""
 
 def reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
@@ -559,25 +625,28 @@ def rsqrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str |
     """1 / sqrt(x) of each element."""
 
 def sample_exponential(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Exponential with rate lam.  `shape` elements for each parameter."""
+    """Exponential with rate lam.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def sample_gamma(alpha: Any, beta: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Gamma with shape alpha and scale beta.  `shape` elements for each parameter."""
+    """Gamma with shape alpha and scale beta.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def sample_generalized_negative_binomial(mu: Any, alpha: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with a gamma-distributed mean mu of dispersion alpha.  `shape` elements for each parameter."""
+    """Poisson, with means from a gamma distribution of mean mu and dispersion alpha.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
+
+def sample_multinomial(data: Any, shape: Any = None, get_prob: Any = False, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Indices along the last axis, drawn by the probabilities there: (s..., k) -> (s..., shape...); int32 by default."""
 
 def sample_negative_binomial(k: Any, p: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Failures before the k-th success, each of probability p.  `shape` elements for each parameter."""
+    """Failures before the k-th success, each success of probability p.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def sample_normal(loc: Any, scale: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter."""
+    """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def sample_poisson(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Poisson with mean lam.  `shape` elements for each parameter."""
+    """Poisson with mean lam.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def sample_uniform(low: Any, high: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Uniform in [low, high).  `shape` elements for each parameter."""
+    """Uniform in [low, high).  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def scatter_nd(a: Any, indices: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Zeros of a shape with the elements of x at indices[0], indices[1], ...; of duplicates the last one stays."""
@@ -587,6 +656,12 @@ def sgd_mom_update(weight: Any, grad: Any, mom: Any, lr: Any, momentum: Any = 0.
 
 def sgd_update(weight: Any, grad: Any, lr: Any, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """weight - lr g."""
+
+def shape_array(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The shape of x, int64."""
+
+def shuffle(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x with the elements along its first axis in random order."""
 
 def sigmoid(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / (1 + exp(-x)) of each element."""
@@ -598,7 +673,7 @@ def sign_or_zero(data: Any, *, out: Any = None, ctx: Context | None = None, name
     """The sign of each element; 0 for nan, as in MXNet."""
 
 def signsgd_update(weight: Any, grad: Any, lr: Any, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """(1 - lr wd) weight - lr sign(g), g without weight decay.  Source: Bernstein et al. 2018."""
+    """(1 - lr wd) weight - lr sign(rescale_grad grad).  Source: Bernstein et al. 2018."""
 
 def signum_update(weight: Any, grad: Any, mom: Any, lr: Any, momentum: Any = 0.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, wd_lh: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """mom = momentum mom - (1 - momentum) g;  (1 - lr wd_lh) weight + lr sign(mom).  Source: Bernstein et al. 2018."""
@@ -609,8 +684,20 @@ def sin(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def sinh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """sinh of each element."""
 
+def size_array(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The number of elements of x, int64."""
+
+def slice(data: Any, begin: Any, end: Any, step: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x[begin[0]:end[0]:step[0], begin[1]:end[1]:step[1], ...] as a copy; None is Python's default."""
+
 def slice_axis(data: Any, axis: Any, begin: Any, end: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x[begin:end] along one axis, as a copy; an end of None is the axis's."""
+
+def slice_like(data: Any, shape_like: Any, axes: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The first elements of x along some axes (default: all), as many as another array has along the same axes."""
+
+def smooth_l1(data: Any, scalar: Any = 1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """0.5 (scalar x)**2 where abs(x) < 1 / scalar**2, else abs(x) - 0.5 / scalar**2."""
 
 def softmax(data: Any, length: Any = None, axis: Any = -1, temperature: Any = None, dtype: Any = None, use_length: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """exp(x / temperature) along an axis, divided by the sum."""
@@ -645,6 +732,9 @@ def squeeze(data: Any, axis: Any = None, *, out: Any = None, ctx: Context | None
 def stack(*data: Any, axis: Any = 0, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Arrays of one shape along a new axis.  Shapes: (a..., b...), ... -> (a..., number of arrays, b...)."""
 
+def stop_gradient(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x itself, as a constant: its gradient is 0."""
+
 def subtract(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """subtract of each pair of elements."""
 
@@ -666,6 +756,9 @@ def tan(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def tanh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """tanh of each element."""
 
+def tile(data: Any, reps: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x side by side, reps[i] times along axis i; fewer reps are for the last axes, more make new axes in front."""
+
 def topk(data: Any, axis: Any = -1, k: Any = 1, ret_typ: Any = 'indices', is_ascend: Any = False, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The indices of the k largest (smallest, if ascending) elements along an axis, in order; of all for k < 1."""
 
@@ -679,7 +772,7 @@ def trunc(data: Any, *, out: Any = None, ctx: Context | None = None, name: str |
     """trunc of each element."""
 
 def uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Uniform in [low, high).  `shape` elements."""
+    """Uniform in [low, high).  `shape` elements; float32 by default."""
 
 def where(condition: Any, x: Any, y: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Elements of x where the condition is not 0, else of y.  All three broadcast."""

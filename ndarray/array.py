@@ -358,7 +358,7 @@ class Array:
         """
         if stype not in (None, "default"):
             raise ArgumentError(f"[attach_grad] stype {stype!r}: gradients are dense ('default')")
-        autograd.mark_variables([self], [self._ops.zeros_like(self.detach())], grad_req)
+        autograd.attach_grad(self, grad_req)
 
     @property
     def grad(self) -> Self | None:

@@ -240,10 +240,19 @@ class Operator:
         for name in self.required:
             if name not in attributes:
                 raise ArgumentError(f"[{self.name}] argument {name!r} is missing")
-        return {**self.attributes, **attributes}
+        return {**self.attributes, **{name: _plain(value) for name, value in attributes.items()}}
 
     def __repr__(self) -> str:
         return f"<operator {self.name}>"
+
+
+def _plain(value: Any) -> Any:
+    """An attribute without NumPy scalars, which would decide the dtype of what a kernel or a text computes."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple | list):
+        return tuple(_plain(v) for v in value)
+    return value
 
 
 class Registry:

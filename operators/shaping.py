@@ -136,7 +136,9 @@ def _reshape(metas: Metas, attributes: Attributes) -> Inferred:
 
 
 def _reshape_by_codes(inputs: list[Any], attributes: Attributes) -> Any:
-    codes = attributes["shape"]
+    codes = attributes.get("shape")
+    if codes is None:
+        raise ValueError("argument 'shape' is missing")
     codes = (codes,) if isinstance(codes, int) else tuple(int(n) for n in codes)
     attributes["shape"] = reshape_codes(inputs[0].shape, codes, reverse=attributes.pop("reverse"))
     return None
