@@ -240,7 +240,7 @@ def batch_norm_layer(
     data: any shape, the channels on `axis`.   gamma, beta, moving_mean, moving_var: (channels,).
     In training mode mean and variance (with divisor n) are those of the data, and the forward operation changes
     moving = momentum moving + (1 - momentum) new; in predict mode, or with use_global_stats, they are the moving ones.
-    fix_gamma takes gamma as 1, and its gradient is 0.   output_mean_var: gives (result, mean, 1 / sqrt(variance + eps)),
-    the last two (channels,).   Floating point; data may be of 16 bits beside float32.
+    fix_gamma takes gamma as 1, and its gradient is 0.   output_mean_var: gives (result, mean, 1 / sqrt(variance +
+    eps)), the last two (channels,).   Floating point; data may be of 16 bits beside float32.
     Source: Ioffe and Szegedy 2015; MXNet BatchNorm.
     """

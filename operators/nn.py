@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator as python_operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,14 @@ def known(what: str, value: Any, choices: Sequence[str]) -> None:
 def spelling(*_: Any, **__: Any) -> Inferred:
     """The infer of an operator that is always another one: see its variant."""
     raise AssertionError("the variant is called instead")
+
+
+def seen_as(xp: Any, out: Any, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
+    """(memory of this shape to fill instead of out, C calls that put it into out): none unless out is strided."""
+    if out.shape == shape or out.flags.c_contiguous:
+        return out.reshape(shape), []
+    made = xp.empty(shape, out.dtype)
+    return made, [(python_operator.setitem, out, ..., made.reshape(out.shape))]
 
 
 # ---- FullyConnected --------------------------------------------------------------------------------------------------
@@ -103,10 +112,11 @@ def fully_connected(
     Result: (n, num_hidden), or (..., num_hidden).   Floating point.   Source: MXNet FullyConnected.
     """
     rows = data.reshape(_rows(data.shape, flatten))
-    steps: list[Any] = [(xp.matmul, rows, weight.T, out.reshape(len(rows), num_hidden))]
+    target, after = seen_as(xp, out, (len(rows), num_hidden))
+    steps: list[Any] = [(xp.matmul, rows, weight.T, target)]
     if bias is not None:
-        steps.append((xp.add, out, bias, out))
-    return steps
+        steps.append((xp.add, target, bias, target))
+    return steps + after
 
 
 def _as_rows(F: Any, g: Any, num_hidden: int) -> Any:

@@ -17,7 +17,7 @@ from ..ndarray.dtype import FLOAT32, DType
 from ..ndarray.shape import Shape
 from .faces import Rule
 from .infer import floating, normal_axis
-from .nn import spelling
+from .nn import seen_as, spelling
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
 HALF = np.dtype(np.float16)
@@ -97,7 +97,7 @@ def normalized(
 ) -> list[Any]:  # fmt: skip
     """C calls that fill out, mean and rstd; `use`: those in between that need (mean, variance, memory of that size)."""
     view, axes, n = layout.view, layout.axes, layout.size
-    x, y = data.reshape(view), out.reshape(view) if out.flags.c_contiguous else xp.empty(view, out.dtype)
+    x, (y, after) = data.reshape(view), seen_as(xp, out, view)
     mean, rstd, squares = mean.reshape(layout.kept), rstd.reshape(layout.kept), xp.empty(view, out.dtype)
     steps = [(xp.add.reduce, x, axes, None, mean, True), (xp.divide, mean, n, mean), (xp.subtract, x, mean, y)]
     steps += [
@@ -111,9 +111,7 @@ def normalized(
     if gamma is not None:
         steps.append((xp.multiply, y, gamma.reshape(layout.gamma), y))
     steps.append((xp.add, y, beta.reshape(layout.gamma), y))
-    if not out.flags.c_contiguous:
-        steps.append((python_operator.setitem, out, ..., y.reshape(out.shape)))
-    return steps
+    return steps + after
 
 
 def gradients(

@@ -130,10 +130,10 @@ def signsgd_update(
     xp: Any, weight: Any, grad: Any, *, lr: float, wd: float = 0.0, rescale_grad: float = 1.0,
     clip_gradient: float = -1.0, out: Any,
 ) -> Any:  # fmt: skip
-    """(1 - lr wd) weight - lr sign(g), g without weight decay.  Source: Bernstein et al. 2018."""
-    steps, g = _gradient(xp, grad, weight, rescale_grad, clip_gradient, 0, 0)
-    steps += (xp.sign, g, g), (xp.multiply, g, lr, g), (xp.multiply, weight, 1 - lr * wd, out)
-    return [*steps, (xp.subtract, out, g, out)]
+    """(1 - lr wd) weight - lr sign(rescale_grad grad).  Source: Bernstein et al. 2018."""
+    t = xp.empty_like(grad)
+    steps: Steps = [(xp.multiply, grad, rescale_grad, t), (xp.sign, t, t), (xp.multiply, t, lr, t)]
+    return [*steps, (xp.multiply, weight, 1 - lr * wd, out), (xp.subtract, out, t, out)]
 
 
 @_update("signum_update", "mom", lr=0.1, momentum=0.9)

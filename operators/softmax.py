@@ -12,7 +12,7 @@ from scipy import special
 from ..ndarray.dtype import as_dtype
 from .faces import Rule, attribute_dtype
 from .infer import floating, normal_axis, uniform
-from .nn import known, spelling
+from .nn import known, seen_as, spelling
 from .schema import Attributes, Inferred, Metas, Sample, operator, zero
 
 NORMALIZED = Rule(rename={"data": "x"}, dtype=attribute_dtype(), ignore=("use_length",))
@@ -324,11 +324,11 @@ def softmax_output(
     and, unless "valid", by the number of positions (multi_output).   Source: MXNet SoftmaxOutput.
     """
     shape = _instances(data.shape, multi_output, preserve_shape)
-    data, out = data.reshape(shape), out.reshape(shape)
+    data, (out, after) = data.reshape(shape), seen_as(xp, out, shape)
     steps, part = _shifted(xp, data, 1, 1.0, out)
     if data.size:
         steps += (xp.exp, out, out), (xp.add.reduce, out, 1, None, part, True), (xp.divide, out, part, out)
-    return steps
+    return steps + after
 
 
 def _softmax_output_gradient(
@@ -356,10 +356,7 @@ def _softmax_output_gradient(
     return gradient * g if out_grad else gradient
 
 
-softmax_output.grad("data")(_softmax_output_gradient)
-
-
-softmax_output.grad(label=zero)
+softmax_output.grad(data=_softmax_output_gradient, label=zero)
 
 
 # ---- regression ------------------------------------------------------------------------------------------------------
