@@ -180,6 +180,8 @@ def _copy(holder: Holder) -> Admission:
     low, high = holder.range()
     shape = old.shape if (low, high) == (0, old.size) else (high - low,)
     new = Buffer(old.engine, shape, old.dtype, old.device)
+    if type(holder) is Saved:
+        new.holders.append(ref(holder))
 
     def prepare() -> Sequence[Step]:
         source = old.view((high - low,), None, low)

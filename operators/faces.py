@@ -88,12 +88,14 @@ class Face:
     def __init__(self) -> None:
         #: operators that arrays have as methods
         self.methods: dict[str, Method] = {}
+        #: functions that are made of operators
+        self.composed: dict[str, Method] = {}
 
     def _publish(self, op: Operator) -> None:
         raise NotImplementedError
 
     def __dir__(self) -> list[str]:
-        return [name for name in vars(self) if name != "methods"]
+        return [name for name in vars(self) if name not in ("methods", "composed")]
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"there is no operator {name!r}")
@@ -107,10 +109,10 @@ class NumpyFace(Face):
 
         def call(*arguments: Any, out: Any = None, ctx: Any = None, **named: Any) -> Any:
             inputs = bound(op, order, arguments, named)
+            if op.name == "assign":  # the value takes the target's dtype
+                return _assign(op, inputs, out, Array)
             self._convert(op, inputs)
             context = None if ctx is None else as_context(ctx)
-            if op.name == "assign":
-                return _assign(op, inputs, out, Array)
             return invoke(op, inputs, op.bind(named), out, cls=Array, context=context)
 
         call.__name__ = call.__qualname__ = op.name
@@ -275,7 +277,7 @@ def composed(*aliases: str) -> Callable[[Method], Method]:
     def declare(function: Method) -> Method:
         for name in (function.__name__, *aliases):
             setattr(nd_face, name, function)
-            nd_face.methods[name] = function
+            nd_face.methods[name] = nd_face.composed[name] = function
         return function
 
     return declare

@@ -244,6 +244,18 @@ def test_the_cheaper_side_moves() -> None:
     assert w.grad.asnumpy().tolist() == [1, 1, 1, 1]
 
 
+def test_a_recorded_update_of_a_part_that_it_keeps() -> None:
+    """``v *= y`` keeps the old v: it is held, then moved, then v is overwritten (this used to try forever)."""
+    x, y = nd.array([1, 2, 3, 4]), marked([5, 6, 7])
+    with autograd.record():
+        v = x[1:]
+        with costs(copies=1):
+            v *= y
+    v.backward()
+    assert y.grad.asnumpy().tolist() == [2, 3, 4]
+    assert x.asnumpy().tolist() == [1, 10, 18, 28]
+
+
 def test_several_holders_are_copied_once_each_or_the_array_moves() -> None:
     x = nd.ones((6, 4))
     ws = [marked([i] * 4) for i in range(3)]

@@ -138,6 +138,14 @@ def test_assignment_casts_as_c_does() -> None:
     assert x.asnumpy().tolist() == [1, -1, 2]
 
 
+@pytest.mark.parametrize("cls", [nd.Array, nd.NDArray])
+def test_an_assigned_scalar_takes_the_dtype_of_its_target(cls: type[nd.Array]) -> None:
+    x = cls._from_host(np.zeros(2))
+    x[0] = 0.1
+    x[1:] = 2**53 + 2
+    assert x.asnumpy().tolist() == [0.1, 2**53 + 2]
+
+
 def test_iteration_and_unpacking_give_views() -> None:
     x = nd.zeros((2, 3))
     for i, row in enumerate(x):
