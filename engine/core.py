@@ -203,10 +203,11 @@ class Engine(Contract):
     def _push_resolved(self, op: Operation, fn: Any, reads: Any, writes: Any, updates: Any) -> Operation:
         """Operands of which some are arrays: ask them, under P, for their variable and raw memory.
 
-        The protocol is one method, ``__vardag_resolve__(mode, keep)`` with mode "read", "write" or "update", called with
-        P held, possibly several times, to read shared state only.  It returns ``(variable, mode, memory, steps, first)``:
-        how the variable is accessed (of a part that is to be written the rest must stay: "update"), a function that gives
-        the raw memory when the operation runs, steps to commit with it, and an admission that has to come before, or None.
+        The protocol is one method, ``__vardag_resolve__(mode, keep)`` with mode "read", "write" or "update", called
+        with P held, possibly several times, to read shared state only.  It returns ``(variable, mode, memory, steps,
+        first)``: how the variable is accessed (of a part that is to be written the rest must stay: "update"), a
+        function that gives the raw memory when the operation runs, steps to commit with it, and an admission that has
+        to come before, or None.
         """
         for vs in (reads, writes, updates):
             for v in vs:

@@ -100,5 +100,7 @@ def _arrows(events: Sequence[Event], span: float) -> list[tuple[Event, Event]]:
     pairs = [(by_seq[p], e) for e in events for p in e.preds if p in by_seq]
     # Those that can be seen: the last predecessor of each operation first, and between bars that have some width.
     pairs = [(a, b) for a, b in pairs if max(a.seconds, b.seconds) > span / 800 or len(events) < 80]
+    # On one thread, from one bar to the next, an arrow says nothing that the eye does not see.
+    pairs = [(a, b) for a, b in pairs if a.thread != b.thread or (b.start or 0.0) - (a.end or 0.0) > span / 100]
     pairs.sort(key=lambda ab: (ab[0].thread == ab[1].thread, -(ab[0].seconds + ab[1].seconds)))
     return pairs[:ARROW_BUDGET]

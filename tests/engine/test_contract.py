@@ -193,13 +193,18 @@ def test_resolved_operands(engine):
         def __init__(self):
             self.variable, self.raw = engine.new_variable(), []
 
-        def __vardag_resolve__(self, mode):
-            return self.variable, (mode, self.raw)
+        def __vardag_resolve__(self, mode, keep):
+            step = (list.append, self.raw, f"resolved to {mode}")
+            return self.variable, mode, lambda: (mode, self.raw), [step], None
 
     a, b = Array(), Array()
     engine.push(lambda x, y: y[1].append((x[0], y[0])), [a], updates=[b])
     engine.wait_for_var(b.variable)
-    assert b.raw == [("read", "update")]
+    assert a.raw == ["resolved to read"]
+    assert b.raw == ["resolved to update", ("read", "update")]
+    assert (a.variable.version, b.variable.version) == (0, 1)
+    with pytest.raises(TypeError, match="neither a Variable nor an array"):
+        engine.push(print, [a, 3])
 
 
 BAD = {

@@ -243,20 +243,20 @@ def test_lint_is_not_blind():
 
 @pytest.mark.parametrize("action", [throw(Boom), throw(Hard)], ids=["exception", "interrupt"])
 def test_exception_at_every_checkpoint(action):
-    assert visit("ThreadedEnginePooled", 1, action, 7) > 50
+    assert visit("ThreadedEnginePooled", 1, action, 11) > 30
 
 
 def test_push_at_every_checkpoint_of_the_serial_engine():
     # Exceptions are another matter: a user's function runs on the thread that is interrupted, and is cut.
-    assert visit("NaiveEngine", 1, push_inside, 13) > 20
+    assert visit("NaiveEngine", 1, push_inside, 17) > 10
 
 
 def test_push_at_every_checkpoint():
-    assert visit("ThreadedEnginePooled", 1, push_inside, 7) > 50
+    assert visit("ThreadedEnginePooled", 1, push_inside, 11) > 30
 
 
 def test_push_and_wait_at_every_checkpoint():
-    assert visit("ThreadedEnginePooled", 1, wait_inside, 7) > 50
+    assert visit("ThreadedEnginePooled", 1, wait_inside, 11) > 30
 
 
 # ==================================================================================================== storms
