@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..ndarray.shape import Shape
 from .faces import Rule
 from .infer import normal_axis
@@ -16,6 +18,7 @@ from .normalization import (
     mean_of,
     normalized,
     only,
+    reference,
     rstd_of,
     statistics_gradients,
     with_statistics,
@@ -53,6 +56,21 @@ def _moving(xp: Any, moving_mean: Any, moving_var: Any, momentum: float) -> Call
     return steps
 
 
+def _reference(
+    data: Any, gamma: Any, beta: Any, moving_mean: Any, moving_var: Any, eps: float = 1e-3, fix_gamma: bool = False,
+    axis: int = 1, frozen: bool = False,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """(result, mean, 1 / sqrt(variance + eps)) by NumPy."""
+    layout = _batch(data.shape, axis)
+    gamma = np.ones_like(gamma) if fix_gamma else gamma
+    if not frozen:
+        y, mean, variance = reference(layout, data, gamma, beta, eps)
+        return y, mean.reshape(-1), 1 / np.sqrt(variance).reshape(-1)
+    across = (moving_mean, moving_var + eps, gamma, beta)
+    mean, variance, scale, shift = (vector.reshape(layout.gamma) for vector in across)
+    return (data - mean) / np.sqrt(variance) * scale + shift, moving_mean, 1 / np.sqrt(moving_var + eps)
+
+
 @operator(
     "batch_norm",
     infer=_batch_infer,
@@ -67,6 +85,7 @@ def _moving(xp: Any, moving_mean: Any, moving_var: Any, momentum: float) -> Call
         Sample((4, 3), *_BATCH, low=0.1, eps=0.1),
         Sample((2, 2, 3), *_BATCH, low=0.1, axis=2, fix_gamma=True),
     ],
+    reference=lambda *inputs, **attributes: _reference(*inputs, **attributes)[0],
     nd=False,
 )
 def batch_norm(
@@ -103,6 +122,7 @@ def _frozen_infer(metas: Metas, attributes: Attributes) -> Inferred:
     atomic=True,
     cost=4,
     samples=[Sample((4, 3), *_BATCH, low=0.1), Sample((2, 2, 3), *_BATCH, low=0.1, axis=2, fix_gamma=True)],
+    reference=lambda *inputs, **attributes: _reference(*inputs, **attributes | {"frozen": True})[0],
     nd=False,
 )
 def batch_norm_frozen(
@@ -174,6 +194,7 @@ def _batch_statistics_infer(metas: Metas, attributes: Attributes) -> Inferred:
     outputs=("out", "mean", "deviation"),
     updates=("moving_mean", "moving_var"),
     samples=[Sample((4, 3), *_BATCH, low=0.1, eps=0.1, frozen=frozen) for frozen in (False, True)],
+    reference=_reference,
     nd=False,
 )
 def batch_norm_statistics(

@@ -130,23 +130,49 @@ def _convolution(metas: Metas, attributes: Attributes) -> Inferred:
     return (((data[0], weight[0], *positions), metas[0][1]),), attributes  # type: ignore[index]
 
 
-def _reference(
-    data: Any, weight: Any, bias: Any = None, stride: Any = 1, dilate: Any = 1, pad: Any = 0, num_group: int = 1
-) -> Any:
+def _windowed(data: Any, kernel: Any, a: Attributes) -> Any:
+    """(index in the kernel, view (n, groups, channels of a group, *positions)) for padded data, element by element."""
+    stride, dilate = (np.broadcast_to(a.get(name, 1), data.ndim - 2) for name in ("stride", "dilate"))
+    positions = (np.subtract(data.shape[2:], (np.array(kernel) - 1) * dilate) - 1) // stride + 1
+    data = data.reshape(len(data), a.get("num_group", 1), -1, *data.shape[2:])
+    for index in np.ndindex(*kernel):
+        first = index * dilate
+        yield index, data[(..., *map(slice, first, first + stride * (positions - 1) + 1, stride))]
+
+
+def _margins(shape: Any, pad: Any) -> Any:
+    pad = np.broadcast_to(pad, len(shape) - 2)
+    return ((0, 0), (0, 0), *zip(pad, pad, strict=True))
+
+
+def _reference(data: Any, weight: Any, bias: Any = None, pad: Any = 0, **a: Any) -> Any:
     """Convolution as a sum over the elements of the kernel."""
-    axes = data.ndim - 2
-    stride, dilate, pad = (np.broadcast_to(value, axes) for value in (stride, dilate, pad))
-    data = np.pad(data, ((0, 0), (0, 0), *zip(pad, pad, strict=True)))
-    positions = (np.subtract(data.shape[2:], (np.array(weight.shape[2:]) - 1) * dilate) - 1) // stride + 1
-    data = data.reshape(len(data), num_group, -1, *data.shape[2:])
-    filters = weight.reshape(num_group, -1, *weight.shape[1:])
-    out = np.zeros(())
-    for index in np.ndindex(weight.shape[2:]):
-        first, last = index * dilate, index * dilate + stride * (positions - 1) + 1
-        patch = data[(..., *map(slice, first, last, stride))]
+    filters = weight.reshape(a.get("num_group", 1), -1, *weight.shape[1:])
+    data = np.pad(data, _margins(data.shape, pad))
+    out: Any = 0
+    for index, patch in _windowed(data, weight.shape[2:], a):
         out = out + np.einsum("ngc...,gfc->ngf...", patch, filters[(..., *index)])
-    out = out.reshape(len(data), -1, *positions)
-    return out if bias is None else out + bias.reshape(-1, *(1,) * axes)
+    out = out.reshape(len(data), -1, *out.shape[3:])
+    return out if bias is None else out + bias.reshape(-1, *(1,) * (data.ndim - 2))
+
+
+def _reference_data_grad(grad: Any, weight: Any, bias: Any = None, *, shape: Any, pad: Any = 0, **a: Any) -> Any:
+    filters = weight.reshape(a.get("num_group", 1), -1, *weight.shape[1:])
+    grads = grad.reshape(len(grad), a.get("num_group", 1), -1, *grad.shape[2:])
+    padded = np.pad(np.zeros(shape), _margins(shape, pad))
+    for index, patch in _windowed(padded, weight.shape[2:], a):
+        np.add(patch, np.einsum("ngf...,gfc->ngc...", grads, filters[(..., *index)]), out=patch)
+    out = padded[interior(tuple(np.broadcast_to(pad, len(shape) - 2)), shape[2:])]
+    return out if bias is None else out + bias.reshape(-1, *(1,) * (len(shape) - 2))
+
+
+def _reference_weight_grad(grad: Any, data: Any, *, shape: Any, pad: Any = 0, **a: Any) -> Any:
+    grads = grad.reshape(len(grad), a.get("num_group", 1), -1, *grad.shape[2:])
+    out = np.zeros((a.get("num_group", 1), grads.shape[2], *shape[1:]))
+    for index, patch in _windowed(np.pad(data, _margins(data.shape, pad)), shape[2:], a):
+        flat = patch.reshape(*patch.shape[:3], -1)
+        out[(..., *index)] = np.einsum("ngfp,ngcp->gfc", grads.reshape(*grads.shape[:3], -1), flat)
+    return out.reshape(shape)
 
 
 @operator(
@@ -211,6 +237,7 @@ def _conv_data_grad(metas: Metas, attributes: Attributes) -> Inferred:
     "conv_data_grad",
     infer=_conv_data_grad,
     costly=True,
+    reference=_reference_data_grad,
     samples=[
         Sample((2, 3, 3), (3, 2, 2), None, shape=(2, 2, 4), stride=2, pad=1),
         Sample((2, 4, 5, 3), (4, 2, 2, 3), (4,), shape=(2, 4, 4, 3), pad=(1, 1), num_group=2),
@@ -270,6 +297,7 @@ def _conv_weight_grad(metas: Metas, attributes: Attributes) -> Inferred:
     "conv_weight_grad",
     infer=_conv_weight_grad,
     costly=True,
+    reference=_reference_weight_grad,
     samples=[
         Sample((2, 3, 3), (2, 2, 4), shape=(3, 2, 2), stride=2, pad=1),
         Sample((2, 4, 5, 3), (2, 4, 4, 3), shape=(4, 2, 2, 3), pad=(1, 1), num_group=2),

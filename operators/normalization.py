@@ -88,6 +88,14 @@ def checked(metas: Metas, layout_of: Callable[[Shape, int], Layout], over: int) 
     return layout, data, _dtype(metas)
 
 
+def reference(layout: Layout, data: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any]:
+    """(result, mean, variance + eps) by NumPy; the last two keep the averaged axes."""
+    x = data.reshape(layout.view)
+    mean, variance = x.mean(layout.axes, keepdims=True), x.var(layout.axes, keepdims=True) + eps
+    y = (x - mean) / np.sqrt(variance) * gamma.reshape(layout.gamma) + beta.reshape(layout.gamma)
+    return y.reshape(data.shape), mean, variance
+
+
 # ---- the kernel and the gradient that all share ----------------------------------------------------------------------
 
 
@@ -97,7 +105,7 @@ def normalized(
 ) -> list[Any]:  # fmt: skip
     """C calls that fill out, mean and rstd; `use`: those in between that need (mean, variance, memory of that size)."""
     view, axes, n = layout.view, layout.axes, layout.size
-    x, (y, after) = data.reshape(view), seen_as(xp, out, view)
+    x, (y, after) = xp.ascontiguousarray(data).reshape(view), seen_as(xp, out, view)  # sums follow memory
     mean, rstd, squares = mean.reshape(layout.kept), rstd.reshape(layout.kept), xp.empty(view, out.dtype)
     steps = [(xp.add.reduce, x, axes, None, mean, True), (xp.divide, mean, n, mean), (xp.subtract, x, mean, y)]
     steps += [
@@ -211,6 +219,9 @@ _NORMALIZED = [
         "rstd": lambda F, data, kind, over, eps: rstd_of(F, KINDS[kind](data.shape, over), data, eps),
     },
     samples=_NORMALIZED,
+    reference=lambda data, gamma, beta, kind, over=1, eps=1e-5: reference(
+        KINDS[kind](data.shape, over), data, gamma, beta, eps
+    )[0],
     nd=False,
 )
 def normalize(
@@ -235,6 +246,14 @@ def _normalize_statistics_infer(metas: Metas, attributes: Attributes) -> Inferre
     return (data, (layout.statistics, dtype), (layout.statistics, dtype)), attributes
 
 
+def _reference_statistics(
+    data: Any, gamma: Any, beta: Any, kind: str, over: int = 1, eps: float = 1e-5
+) -> tuple[Any, Any, Any]:
+    layout = KINDS[kind](data.shape, over)
+    y, mean, variance = reference(layout, data, gamma, beta, eps)
+    return y, mean.reshape(layout.statistics), np.sqrt(variance).reshape(layout.statistics)
+
+
 @operator(
     "normalize_statistics",
     infer=_normalize_statistics_infer,
@@ -242,6 +261,7 @@ def _normalize_statistics_infer(metas: Metas, attributes: Attributes) -> Inferre
     cost=12,
     outputs=("out", "mean", "deviation"),
     samples=_NORMALIZED,
+    reference=_reference_statistics,
     nd=False,
 )
 def normalize_statistics(

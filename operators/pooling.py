@@ -54,7 +54,15 @@ def _shape(metas: Metas, attributes: Attributes) -> Extents:
     """The shape of the pooled data."""
     meta = metas[0]
     assert meta is not None
-    return (*meta[0][:2], *attributes["positions"])
+    return _pooled(meta[0], attributes)
+
+
+def _pooled(shape: Extents, attributes: Attributes) -> Extents:
+    """The shape of what pooling makes of data of this shape."""
+    positions: Extents = attributes["positions"]
+    if len(shape) != len(positions) + 2 or 0 in shape[2:]:
+        raise ValueError(f"data (n, c, ...) with {len(positions)} axes of positions, none of them empty, expected")
+    return (*shape[:2], *positions)
 
 
 # ---- max -------------------------------------------------------------------------------------------------------------
@@ -103,7 +111,7 @@ def max_pool(xp: Any, x: Any, *, kernel: Any, stride: Any, pad: Any, positions: 
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     padded = _padded(xp, x, kernel, stride, pad, positions, lowest)
     if math.prod(positions) == 1:
-        flat = padded[(..., *map(slice, kernel))].reshape(*x.shape[:2], -1)
+        flat = padded[(..., *map(slice, kernel))].reshape(*x.shape[:2], math.prod(kernel))
         which.reshape(x.shape[:2])[...] = flat.argmax(-1)
         out[...] = flat.max(-1).reshape(out.shape)
         return
@@ -116,12 +124,41 @@ def max_pool(xp: Any, x: Any, *, kernel: Any, stride: Any, pad: Any, positions: 
 
 
 def _chosen(metas: Metas, attributes: Attributes) -> Inferred:
-    assert metas[0] is not None
-    return ((_shape(metas, attributes), metas[0][1]),), attributes
+    x, *which = metas
+    assert x is not None
+    shape = _shape(metas, attributes)
+    if any(meta is not None and meta[0] != shape for meta in which):
+        raise ValueError(f"numbers of shape {shape} expected")
+    return ((shape, x[1]),), attributes
+
+
+def _gathered(x: Any, which: Any, kernel: Any, stride: Any, pad: Any, positions: Any) -> Any:
+    """Of every window the chosen element, one by one; 0 in the padding."""
+    out = np.zeros((*x.shape[:2], *positions))
+    for *batch, number, at in _choices(which, kernel, stride, pad):
+        inside = all(0 <= i < n for i, n in zip(at, x.shape[2:], strict=True))
+        out[(*batch, *number)] = x[(*batch, *at)] if inside else 0
+    return out
+
+
+def _scattered(x: Any, which: Any, shape: Any, kernel: Any, stride: Any, pad: Any, positions: Any) -> Any:
+    """The transpose of _gathered, one by one."""
+    out = np.zeros(shape)
+    for *batch, number, at in _choices(which, kernel, stride, pad):
+        if all(0 <= i < n for i, n in zip(at, shape[2:], strict=True)):
+            out[(*batch, *at)] += x[(*batch, *number)]
+    return out
+
+
+def _choices(which: Any, kernel: Any, stride: Any, pad: Any) -> Any:
+    """(sample, channel, number of the window, where its chosen element lies)."""
+    for n, c, *number in np.ndindex(which.shape):
+        offset = np.unravel_index(int(which[(n, c, *number)]), kernel)
+        yield n, c, number, tuple(int(i) for i in np.array(number) * stride + offset - pad)
 
 
 @operator(
-    "window_gather", infer=_chosen, indices=("which",), widen=False, nd=False,
+    "window_gather", infer=_chosen, indices=("which",), widen=False, nd=False, reference=_gathered,
     samples=[Sample((1, 2, 4, 2), np.arange(12).reshape(1, 2, 2, 3) % 2 + 1, **_WINDOWS)],
 )  # fmt: skip
 def window_gather(xp: Any, x: Any, which: Any, *, kernel: Any, stride: Any, pad: Any, positions: Any, out: Any) -> None:
@@ -136,12 +173,16 @@ def window_gather(xp: Any, x: Any, which: Any, *, kernel: Any, stride: Any, pad:
 
 
 def _spread(metas: Metas, attributes: Attributes) -> Inferred:
-    assert metas[0] is not None
-    return ((attributes["shape"], metas[0][1]),), attributes
+    x, shape = metas[0], tuple(attributes["shape"])
+    assert x is not None
+    expected = _pooled(shape, attributes)
+    if any(meta is not None and meta[0] != expected for meta in metas):
+        raise ValueError(f"arrays of shape {expected} expected")
+    return ((shape, x[1]),), {**attributes, "shape": shape}
 
 
 @operator(
-    "window_scatter", infer=_spread, indices=("which",), nd=False,
+    "window_scatter", infer=_spread, indices=("which",), nd=False, reference=_scattered,
     samples=[Sample((1, 2, 2, 3), np.arange(12).reshape(1, 2, 2, 3) % 2 + 1, shape=(1, 2, 4, 2), **_WINDOWS)],
 )  # fmt: skip
 def window_scatter(
@@ -226,9 +267,20 @@ def sum_pool(
     out[...] = total
 
 
+def _shares(x: Any, shape: Any, count: str = "none", **windows: Any) -> Any:
+    """The transpose of _sums: what each element of data has in the sums, element by element."""
+    out = np.zeros(shape)
+    for at in np.ndindex(*shape[2:]):
+        unit = np.zeros((1, 1, *shape[2:]))
+        unit[(0, 0, *at)] = 1
+        out[(..., *at)] = (x * _sums(unit, count=count, **windows)).sum(tuple(range(2, x.ndim)))
+    return out
+
+
 @operator(
     "sum_pool_grad",
     infer=_spread,
+    reference=_shares,
     samples=[Sample((1, 2, 2, 3), shape=(1, 2, 4, 2), count=count, **_WINDOWS) for count in COUNTS],
     nd=False,
 )

@@ -225,7 +225,7 @@ def _cross_entropy(metas: Metas, attributes: Attributes) -> Inferred:
     data, label = metas
     assert data is not None and label is not None
     floating(data)
-    if len(data[0]) != 2 or label[0] != data[0][:1]:
+    if len(data[0]) != 2 or label[0] != data[0][:1] or not data[0][1]:
         raise ValueError("data of shape (n, classes) and label of shape (n,) expected")
     return (((1,), data[1]),), attributes
 
@@ -340,16 +340,16 @@ def _softmax_output_gradient(
         return gradient * g if out_grad else gradient
     n, classes, m = _instances(data_shape, multi_output, preserve_shape)
     label = F.reshape(label, shape=(n, 1, m))
-    target = indicator(F, label, classes) * 1.0
+    target = F.cast(indicator(F, label, classes), dtype=out.dtype)
     if smooth_alpha:
-        rest = smooth_alpha / (classes - 1)
+        rest = smooth_alpha / max(classes - 1, 1)
         target = target * (1 - smooth_alpha - rest) + rest
     gradient = F.reshape(out, shape=(n, classes, m)) - target
-    valued = F.not_equal(label, ignore_label)
     if use_ignore:
-        gradient = F.where(valued, gradient, 0)
+        gradient = F.where(F.not_equal(label, ignore_label), gradient, 0)
     if normalization == "valid":
-        gradient = gradient * (grad_scale / F.maximum(F.sum(valued * 1.0), 1))
+        valued = F.cast(F.not_equal(label, ignore_label), dtype=out.dtype)
+        gradient = gradient * (grad_scale / F.maximum(F.sum(valued), 1))
     else:
         gradient = gradient * (grad_scale / (m * (n if normalization == "batch" else 1)))
     gradient = F.reshape(gradient, shape=data_shape)
