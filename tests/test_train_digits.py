@@ -22,10 +22,9 @@ from vardag import nd
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = {
     "naive": ("NaiveEngine", None),
-    "pooled-2": ("ThreadedEnginePooled", 2),
     "per-device-1": ("ThreadedEnginePerDevice", 1),
     "per-device-2": ("ThreadedEnginePerDevice", 2),
-    "per-device-8": ("ThreadedEnginePerDevice", 8),
+    "pooled-8": ("ThreadedEnginePooled", 8),
 }
 LEAST_ACCURACY = {"mlp": 0.97, "convnet": 0.98}
 
