@@ -184,7 +184,7 @@ class Engine(Contract):
             locked(self._P, self._push_locked, op, planned)
         except Park:
             park()
-        if not self._started or self._serial:
+        if self._started is not self._lanes or self._serial:
             self._queued()
         return op
 
@@ -239,8 +239,7 @@ class Engine(Contract):
     def _new_lane(self, name: str) -> Lane:
         lane = self._policy.lane(name)
         if lane.name not in self._lanes:
-            self._lanes[lane.name] = lane
-            self._started = False  # its workers are started after the section
+            self._lanes = {**self._lanes, lane.name: lane}  # its workers are started after the section
         return lane
 
     # ================================================================================================ observing
@@ -306,14 +305,14 @@ class Engine(Contract):
     def _end_workers(self, timeout: float | None) -> None:
         lanes = [lane for lane in list(self._lanes.values()) if lane.started]
         for lane in lanes:
-            lane.up.wait(timeout)
+            lane.wait_up(timeout)
             lane.stopping = True
             lane.bell.put(None)
         for lane in lanes:
             for thread in lane.threads:
                 thread.join(timeout)
             lane.started = False
-        self._started = False
+        self._started = None
 
     def start(self) -> None:
         """Accept pushes again after `stop`; workers start with the first one.  Sync: never blocks."""

@@ -186,7 +186,7 @@ def _renew(engine: Engine) -> None:
     engine._inbox.clear()
     for lane in engine._lanes.values():
         lane.renew()
-    engine._started = False
+    engine._started = None
     engine._unseen, engine._unseen_more = [], 0  # the parent reports its own
     for op in unfinished:
         root = Root(op, Cancelled(f"[{op.name or 'operation'}] was unfinished at fork"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from .operation import Operation
@@ -45,13 +45,25 @@ class Lane:
         self.threads: list[threading.Thread] = []
         self.started = False
         self.stopping = False
-        self.up = threading.Event()  # its threads have been started
+        # A token says that its threads have been started.  Not an Event: a finalizer that pushes, run by a collection
+        # inside Event.clear(), would come back to the lock that its own thread holds.  [test_life:
+        # test_start_is_reentrant]
+        self.up: SimpleQueue[None] = SimpleQueue()
+
+    def wait_up(self, timeout: float | None) -> bool:
+        """Block until its threads have been started; False after `timeout` seconds."""
+        try:
+            self.up.get(timeout=timeout)
+        except Empty:
+            return False
+        self.up.put(None)
+        return True
 
     def renew(self) -> None:
         """Empty, without threads: in a forked child."""
         self.heap, self.bell, self.threads = [], SimpleQueue(), []
         self.started = self.stopping = False
-        self.up = threading.Event()
+        self.up = SimpleQueue()
 
     def __repr__(self) -> str:
         return f"<Lane {self.name}, {self.workers} workers>"

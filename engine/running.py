@@ -44,7 +44,7 @@ class Runner(Admission):
     # ================================================================================================ workers
     def _queued(self) -> None:
         """After a push: see that somebody will run it."""
-        if not self._started:
+        if self._started is not self._lanes:
             self._start_workers()
         if self._serial:
             self._run_ready()
@@ -53,16 +53,17 @@ class Runner(Admission):
         locked(self._life, self._start_locked)
 
     def _start_locked(self) -> None:
-        for lane in list(self._lanes.values()):
+        lanes = self._lanes
+        for lane in lanes.values():
             if lane.workers and not lane.started:
                 lane.stopping = False
-                lane.up.clear()
+                lane.up = SimpleQueue()
                 # Thread.start() does not survive an interrupt, and holds a lock of `threading` that a finalizer in
                 # there could want; so a thread of its own does it, where no signal handler runs.  Idempotent: see
                 # below.
                 start_new_thread(self._start_lane, (lane,))
                 lane.started = True
-        self._started = True
+        self._started = lanes  # and not True: a lane added meanwhile made another dictionary, so it is not forgotten
 
     def _start_lane(self, lane: Lane) -> None:
         locked(self._life, self._start_lane_locked, lane)
@@ -74,7 +75,7 @@ class Runner(Admission):
             thread = threading.Thread(target=self._work, args=(lane,), daemon=True, name=name)
             thread.start()
             lane.threads.append(thread)
-        lane.up.set()
+        lane.up.put(None)
 
     def _work(self, lane: Lane) -> None:
         """A worker's life: `_serve`, again and again if something is thrown into it."""

@@ -72,7 +72,7 @@ class Tracker:
         self._inlining: tuple[Operation, Plan] | None = None  # P: not None exactly while a kernel runs inside a push
         self._closed = False
         self._parking = False  # at exit: a refused push parks its (daemon) thread instead of raising noisily
-        self._started = False
+        self._started: dict[str, Lane] | None = None  # the dictionary of lanes whose workers have been started
         self._bulk = 64  # operations whose edges one commit draws
         self._rank: Rank = by_priority
         self._kernel_context = Context()  # the template; each kernel runs in a copy of it

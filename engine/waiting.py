@@ -179,7 +179,7 @@ class Waiting(Runner):
             return
         if op.seq < 0 or op.engine is not self:
             raise ArgumentError(f"[{op.name or 'operation'}] was not pushed to this engine")
-        if not self._started:
+        if self._started is not self._lanes:
             self._start_workers()
         if self._serial:
             self._run_ready()

@@ -368,7 +368,7 @@ def test_exceptions_thrown_into_workers():
         r = random.Random(9)
         w.push((), (w.vs[0],), kind="user")
         w.check("start")
-        assert engine._lane.up.wait(WAIT)
+        assert engine._lane.wait_up(WAIT)
         threads = engine._lane.threads
         assert len(threads) == 2
         end = time.monotonic() + SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import operator
 import os
@@ -75,6 +76,33 @@ def test_a_forked_child_starts_anew():
         gate.open()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         e.wait_for_var(w)
+
+
+def test_start_is_reentrant():
+    """A collection while the first push starts the workers runs a finalizer that pushes to the same engine."""
+    old = gc.get_threshold()
+    for _ in range(20):
+        with Engine("ThreadedEnginePerDevice", workers=2) as e:
+            ran = []
+
+            class Node:
+                def __init__(self):
+                    self.me = self
+
+                def __del__(self, e=e, ran=ran):
+                    e.push(lambda: ran.append(1))
+
+            gc.collect()
+            Node()
+            gc.set_threshold(1)
+            try:
+                e.push(lambda: None)
+                e.push(lambda: None, lane="gpu0")
+            finally:
+                gc.set_threshold(*old)
+            gc.collect()
+            e.waitall(30)
+            assert ran == [1]
 
 
 # ==================================================================================================== inline
