@@ -60,6 +60,9 @@ def GroupNorm(data: Any, gamma: Any, beta: Any, num_groups: Any = 1, eps: Any = 
 def InstanceNorm(data: Any, gamma: Any, beta: Any, eps: Any = 0.001, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normalise each channel of each instance over its positions."""
 
+def L2Normalization(data: Any, eps: float = 1e-10, mode: str = 'instance') -> Any:
+    """data over its 2-norm: of each example ("instance"), along axis 1 ("channel") or over the axes from 2 ("spatial")."""
+
 def LayerNorm(data: Any, gamma: Any, beta: Any, axis: Any = -1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normalise along one axis: (data - mean) / sqrt(variance + eps) * gamma + beta."""
 
@@ -86,6 +89,9 @@ def Pooling(data: Any, kernel: Any = ..., pool_type: Any = 'max', global_pool: A
 
 def Reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
+
+def SliceChannel(data: Any, num_outputs: int, axis: int = 1, squeeze_axis: bool = False) -> Any:
+    """Equal parts along an axis: a list of arrays, or the array if there is one; `squeeze_axis` drops an axis of 1."""
 
 def Softmax(data: Any, label: Any, grad_scale: Any = 1.0, ignore_label: Any = -1.0, multi_output: Any = False, use_ignore: Any = False, preserve_shape: Any = False, normalization: Any = 'null', out_grad: Any = False, smooth_alpha: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """softmax, whose gradient is *defined* as that of the cross entropy with the labels: softmax - target."""
@@ -222,8 +228,17 @@ def assign(value: Any, shape: Any, *, out: Any = None, ctx: Context | None = Non
 def batch_dot(A: Any, B: Any, transpose_a: Any = False, transpose_b: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The products of corresponding matrices: (..., n, k), (..., k, m) -> (..., n, m); leading axes are equal."""
 
+def batch_take(a: Any, indices: Any, **more: Any) -> Any:
+    """a[i, indices[i]] for each row.  MXNet: batch_take."""
+
 def broadcast_add(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
+
+def broadcast_axes(data: Any, axis: Any = (), size: Any = ()) -> Any:
+    """data repeated along axes of length 1, to these sizes."""
+
+def broadcast_axis(data: Any, axis: Any = (), size: Any = ()) -> Any:
+    """data repeated along axes of length 1, to these sizes."""
 
 def broadcast_div(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """divide of each pair of elements."""
@@ -251,6 +266,9 @@ def broadcast_lesser(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None
 
 def broadcast_lesser_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """less_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
+
+def broadcast_like(lhs: Any, rhs: Any, lhs_axes: Any = None, rhs_axes: Any = None) -> Any:
+    """lhs broadcast to the shape of rhs; or each of lhs_axes to the length of rhs along the same place in rhs_axes."""
 
 def broadcast_logical_and(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """logical_and of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
@@ -332,6 +350,9 @@ def cumsum(a: Any, axis: Any = None, dtype: Any = None, *, out: Any = None, ctx:
 
 def degrees(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """degrees of each element."""
+
+def depth_to_space(data: Any, block_size: int) -> Any:
+    """Channels to blocks of pixels: (n, b*b*c, h, w) -> (n, c, h*b, w*b)."""
 
 def diag(data: Any, k: Any = 0, axis1: Any = 0, axis2: Any = 1, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements whose index along axis2 is k more than along axis1, as a last axis; of one axis, that matrix."""
@@ -510,6 +531,9 @@ def mod(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name
 def modulo(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """mod of each pair of elements."""
 
+def moments(data: Any, axes: Any, keepdims: bool = False) -> Any:
+    """[mean, variance] along axes."""
+
 def multiply(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """multiply of each pair of elements."""
 
@@ -599,6 +623,9 @@ def repeat(data: Any, repeats: Any, axis: Any = None, *, out: Any = None, ctx: C
 
 def reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
+
+def reshape_like(lhs: Any, rhs: Any, lhs_begin: Any = None, lhs_end: Any = None, rhs_begin: Any = None, rhs_end: Any = None) -> Any:
+    """lhs with its axes from lhs_begin to lhs_end as those of rhs from rhs_begin to rhs_end; default: all."""
 
 def reverse(data: Any, axis: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in reverse order along an axis or several."""
@@ -719,6 +746,15 @@ def softsign(data: Any, *, out: Any = None, ctx: Context | None = None, name: st
 
 def sort(data: Any, axis: Any = -1, is_ascend: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in order along an axis."""
+
+def space_to_depth(data: Any, block_size: int) -> Any:
+    """Blocks of pixels to channels: (n, c, h*b, w*b) -> (n, b*b*c, h, w)."""
+
+def split(data: Any, num_outputs: int, axis: int = 1, squeeze_axis: bool = False) -> Any:
+    """Equal parts along an axis: a list of arrays, or the array if there is one; `squeeze_axis` drops an axis of 1."""
+
+def split_v2(ary: Any, indices_or_sections: Any, axis: int = 0, squeeze_axis: bool = False) -> Any:
+    """Parts along an axis: so many equal ones (an int), or cut at these places (a tuple)."""
 
 def sqrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """sqrt of each element."""

@@ -58,6 +58,8 @@ def _known(meta: Meta | None) -> Meta:
 def _take(metas: Metas, attributes: Attributes) -> Inferred:
     (shape, dtype), (picked, _) = map(_known, metas)
     axis = normal_axis(attributes["axis"], len(shape))
+    if shape[axis] == 0 and 0 not in picked:
+        raise ValueError(f"axis {axis} has no elements to take")
     made = (*shape[:axis], *picked, *shape[axis + 1 :]), dtype
     return (made,), {"axis": axis, "mode": _mode(attributes)}
 
@@ -240,8 +242,14 @@ pick.grad(x=_pick_gradient, index=zero)
 
 
 def _along(metas: Metas, attributes: Attributes) -> Inferred:
-    (_, dtype), (picked, _) = map(_known, metas)
-    return ((as_shape(attributes.get("shape", picked)), dtype),), attributes
+    (given, dtype), (picked, _) = map(_known, metas)
+    axis = attributes["axis"]
+    whole_shape = as_shape(attributes.get("shape", given))
+    if _without(whole_shape, axis) != _without(picked, axis) or (whole_shape[axis] == 0 and 0 not in picked):
+        raise ValueError(f"an index of the shape {whole_shape}, but for axis {axis}, expected")
+    if "shape" in attributes and given != picked:
+        raise ValueError("as many values as indices expected")
+    return ((whole_shape if "shape" in attributes else picked, dtype),), attributes
 
 
 _ORDER = np.array([[2, 0], [1, 2]])
@@ -327,15 +335,17 @@ one_hot.grad(indices=zero)
 
 def _gather_nd(metas: Metas, attributes: Attributes) -> Inferred:
     (shape, dtype), (picked, _) = map(_known, metas)
-    if not picked or picked[0] > len(shape):
+    if not picked or not 0 < picked[0] <= len(shape):
         raise ValueError("indices of shape (number of axes indexed, ...) expected")
+    if 0 in shape[: picked[0]] and 0 not in picked:
+        raise ValueError("an axis that is indexed has no elements")
     return (((*picked[1:], *shape[picked[0] :]), dtype),), attributes
 
 
 def _scatter_nd(metas: Metas, attributes: Attributes) -> Inferred:
     (given, dtype), (picked, _) = map(_known, metas)
     shape = as_shape(attributes["shape"])
-    if not picked or picked[0] > len(shape) or given != (*picked[1:], *shape[picked[0] :]):
+    if not picked or not 0 < picked[0] <= len(shape) or given != (*picked[1:], *shape[picked[0] :]):
         raise ValueError(f"indices of shape (number of axes indexed, ...), and data for them in {shape}, expected")
     return ((shape, dtype),), {**attributes, "shape": shape}
 

@@ -32,7 +32,6 @@ def _alike(metas: Metas, attributes: Attributes) -> Inferred:
     "add_n",
     infer=_alike,
     atomic=True,
-    elementwise=True,
     cost=4,
     aliases=("ElementWiseSum",),
     samples=[Sample((2, 3)), Sample((2, 3), (2, 3), (2, 3))],

@@ -229,7 +229,12 @@ norm.grad(x=_norm_gradient)
 
 def _variance(name: str, gradient: Any, doc: str) -> None:
     def kernel(xp: Any, x: Any, *, axis: Any = None, keepdims: bool = False, ddof: int = 0, out: Any) -> None:
-        getattr(xp, name)(x, axis=axis, keepdims=keepdims, ddof=ddof, out=out)
+        n = math.prod(x.shape[a] for a in axis)
+        mean = xp.add.reduce(x, axis, out.dtype, None, True) / xp.asarray(n, out.dtype)
+        xp.add.reduce(xp.square(x - mean), axis, None, out, keepdims)
+        xp.divide(out, max(n - ddof, 0), out)
+        if name == "std":
+            xp.sqrt(out, out)
 
     op = operator(
         name, infer=reduction(averaged), samples=[*_samples(), Sample((3, 4), axis=0, ddof=1)], nd=False, doc=doc,

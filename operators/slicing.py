@@ -185,7 +185,11 @@ def _reference_back(x: Any, mode: str, pad_width: Any, shape: Any) -> Any:
 
 
 def _unpadded(metas: Metas, attributes: Attributes) -> Inferred:
-    return ((attributes["shape"], _first(metas)[1]),), attributes
+    (given, dtype), shape = _first(metas), attributes["shape"]
+    ((padded, _), *_), known = _pad([(shape, dtype)], attributes)  # type: ignore[misc]
+    if padded != given:
+        raise ValueError(f"an array of shape {padded} expected")
+    return ((shape, dtype),), known
 
 
 @operator(
@@ -228,7 +232,7 @@ def _diag(metas: Metas, attributes: Attributes) -> Inferred:
     if axes[0] == axes[1]:
         raise ValueError("two different axes expected")
     n = min(shape[axes[0]] + min(k, 0), shape[axes[1]] - max(k, 0))
-    if n < 1:
+    if n < 0:
         raise ValueError(f"there is no diagonal {k}")
     made = (*(m for i, m in enumerate(shape) if i not in axes), n), dtype
     return (made,), {"k": k, "axis1": axes[0], "axis2": axes[1]}
@@ -261,7 +265,11 @@ def _reference_scatter(x: Any, shape: Any, k: int, axis1: int, axis2: int) -> An
 
 
 def _scattered(metas: Metas, attributes: Attributes) -> Inferred:
-    return ((attributes["shape"], _first(metas)[1]),), attributes
+    (given, dtype), shape = _first(metas), attributes["shape"]
+    ((diagonal, _), *_), known = _diag([(shape, dtype)], attributes)  # type: ignore[misc]
+    if diagonal != given:
+        raise ValueError(f"an array of shape {diagonal} expected")
+    return ((shape, dtype),), {**known, "shape": shape}
 
 
 @operator(

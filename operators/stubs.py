@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ndarray
-from .faces import PLAIN, Rule
+from .faces import PLAIN, Rule, nd_face
 from .schema import Operator, registry
 
 TARGET = Path(ndarray.__file__).with_suffix(".pyi")
@@ -33,7 +33,7 @@ def _function(op: Operator, name: str, rule: Rule) -> str:
         order = tuple(n for n in order if n in op.attributes)
     optional = False
     for n in order:
-        required = n in op.inputs and n not in op.optional or n in op.required
+        required = (n in op.inputs and n not in op.optional) or n in op.required
         optional = optional or not required
         default = _default(op.attributes.get(n, rule.extra.get(n))) if not required else "..."
         arguments.append(f"{spelled.get(n, n)}: Any" + (f" = {default}" if optional else ""))
@@ -75,6 +75,9 @@ def generate() -> str:
             for name in (op.name, *op.aliases):
                 if name.isidentifier() and name not in taken:
                     functions[name] = _function(op, name, op.nd or PLAIN)
+    for name, function in nd_face.composed.items():
+        summary = inspect.cleandoc(function.__doc__ or "").split("\n", 1)[0]
+        functions[name] = f'def {name}{inspect.signature(function, eval_str=True)}:\n    """{summary}"""\n'
     parts += [functions[name] for name in sorted(functions)]
     parts.append("def __getattr__(name: str) -> Any: ...\n")
     return "\n".join(parts)
