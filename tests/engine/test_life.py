@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import operator
 import os
@@ -79,30 +78,32 @@ def test_a_forked_child_starts_anew():
 
 
 def test_start_is_reentrant():
-    """A collection while the first push starts the workers runs a finalizer that pushes to the same engine."""
-    old = gc.get_threshold()
-    for _ in range(20):
-        with Engine("ThreadedEnginePerDevice", workers=2) as e:
-            ran = []
+    """A finalizer that pushes while the first push starts the workers, at every line of the standard library too."""
 
-            class Node:
-                def __init__(self):
-                    self.me = self
+    def first_push(k):
+        with Engine("ThreadedEnginePooled", workers=1) as e:
+            seen, ran = [0], []
 
-                def __del__(self, e=e, ran=ran):
-                    e.push(lambda: ran.append(1))
+            def trace(frame, event, arg):
+                if event == "line":
+                    seen[0] += 1
+                    if seen[0] == k:
+                        e.push(lambda: ran.append(1))  # CPython does not trace within a trace function
+                return trace
 
-            gc.collect()
-            Node()
-            gc.set_threshold(1)
+            sys.settrace(trace)
             try:
                 e.push(lambda: None)
-                e.push(lambda: None, lane="gpu0")
             finally:
-                gc.set_threshold(*old)
-            gc.collect()
+                sys.settrace(None)
             e.waitall(30)
-            assert ran == [1]
+            assert len(ran) == (seen[0] >= k)
+        return bool(ran)
+
+    k = 1
+    while first_push(k):
+        k += 1
+    assert k > 50
 
 
 # ==================================================================================================== inline
