@@ -181,8 +181,6 @@ def invoke(
         if op.variant is not None:
             op, inputs, attributes = op.variant(inputs, attributes, current.training)
         metas = [_meta(x) for x in inputs]
-        if op.training:
-            attributes["training"] = current.training
         made, attributes = op.infer(metas, attributes)
     except (ValueError, TypeError, IndexError) as error:
         raise refusal(op, inputs, error) from None

@@ -120,7 +120,6 @@ class Operator:
         alias: Callable[..., Any] | None = None,
         widen: bool = True,
         random: bool = False,
-        training: bool = False,
         variant: Variant | None = None,
         cost: float | Callable[..., float] = 1.0,
         costly: bool = False,
@@ -140,7 +139,7 @@ class Operator:
         self.updates = updates
         self.elementwise, self.broadcasts = elementwise, broadcasts
         self.atomic, self.ufunc, self.alias = atomic, ufunc, alias
-        self.widen, self.random, self.training, self.variant = widen, random, training, variant
+        self.widen, self.random, self.variant = widen, random, variant
         self.cost, self.costly, self.defined, self.indices = cost, costly, defined, indices
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
@@ -162,9 +161,8 @@ class Operator:
         self.optional = frozenset(p.name for p in positional if p.default is None)
         self.variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
         filled = {*self.outputs, *self.saves}
-        given = {"training", "seed"}
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled]
-        self.attributes = {p.name: p.default for p in keywords if p.name not in given}
+        self.attributes = {p.name: p.default for p in keywords if p.name != "seed"}
         self.required = tuple(n for n, default in self.attributes.items() if default is inspect.Parameter.empty)
         for name in (*self.updates, *self.indices):
             if name not in self.inputs:
@@ -175,7 +173,7 @@ class Operator:
 
     def _check(self, text: Text) -> None:
         cotangents = {"g"} if len(self.outputs) == 1 else {f"g_{name}" for name in self.outputs}
-        known = {*self.inputs, *self.outputs, *self.saves, *self.attributes, *cotangents, "needs", "training"}
+        known = {*self.inputs, *self.outputs, *self.saves, *self.attributes, *cotangents, "needs"}
         known |= {f"{name}_shape" for name in self.inputs}
         if self.variadic:
             known |= {self.variadic, f"{self.variadic}_shapes", "index"}
@@ -302,11 +300,10 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
         their input: it then shares the bytes until someone writes.
     widen : 16-bit floats are widened to float32 around the kernel and its gradient texts.
     random : the kernel gets ``seed``, its own counter range of the device's generator.
-    training : the kernel and infer get ``training``, whether the scope is in training mode.
-    variant : (inputs, bound attributes, training) -> (operator, inputs, attributes): the operator that does the call, for
-        what is another operator in predict mode, or under some attribute.
-    cost : of an atomic kernel, in units of about 0.2 ns an element (of its inputs or its outputs, whichever are more); or
-        cost(metas of inputs, metas made, attributes).
+    variant : (inputs, bound attributes, training) -> (operator, inputs, attributes): the operator that does the call,
+        for what is another operator in predict mode, or under some attribute.
+    cost : of an atomic kernel, in units of about 0.2 ns an element (of its inputs or its outputs, whichever are more);
+        or cost(metas of inputs, metas made, attributes).
     costly : gradients of different inputs are separate operations, which may run side by side.
     defined : the gradient is a definition, not the derivative.
     indices : inputs that hold indices or conditions; their dtype need not match the others.

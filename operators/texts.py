@@ -84,7 +84,7 @@ def arguments(text: Text, values: Mapping[str, Any], attributes: Mapping[str, An
     except KeyError as error:
         raise InternalError(f"a gradient text names {error}, which was not kept") from None
     if text.all_attributes:
-        wanted |= {name: value for name, value in attributes.items() if name not in wanted and name != "training"}
+        wanted |= {name: value for name, value in attributes.items() if name not in wanted}
     return wanted
 
 
