@@ -51,7 +51,8 @@ def extent(shape: Shape, strides: Strides, offset: int) -> tuple[int, int]:
 def as_shape(shape: Any, what: str = "shape") -> Shape:
     """An int or a sequence of ints as a shape; ArgumentError for anything else."""
     try:
-        dims = (int(shape.__index__()),) if hasattr(shape, "__index__") else tuple(int(n.__index__()) for n in shape)
+        single = hasattr(shape, "__index__") and not getattr(shape, "ndim", 0)
+        dims = (int(shape.__index__()),) if single else tuple(int(n.__index__()) for n in shape)
     except (TypeError, AttributeError):
         raise ArgumentError(f"[{what}] {shape!r}: an int or a tuple of ints expected") from None
     if any(n < 0 for n in dims):
