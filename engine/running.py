@@ -240,6 +240,7 @@ class Runner(Admission):
         lane = self._lane
         while (self._inbox or lane.heap) and attempt(self._turn_lock, self._serve_once, lane, False):
             pass
+        empty(lane.bell)  # nobody sleeps on it here, and its tokens would pile up
 
     # ================================================================================================ one operation
     def _run(self, op: Operation) -> None:
