@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backward import GraphError, backward
+from .backward import backward
 from .function import Function
 from .functional import attach_grad, compute_gradient, grad, grad_and_loss, mark_variables
 from .scope import (
@@ -15,6 +15,7 @@ from .scope import (
     set_training,
     train_mode,
 )
+from .walk import GraphError
 
 __all__ = [
     "Function",

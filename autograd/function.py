@@ -12,8 +12,9 @@ from ..ndarray.dtype import DType
 from ..ndarray.line import READ_ONLY, Line, Scope, scope
 from ..ndarray.shape import Shape
 from ..operators.faces import numpy_face
-from .backward import FunctionNode, as_face
+from .backward import as_face
 from .tape import entry_of, number
+from .walk import FunctionNode
 
 
 class Function:

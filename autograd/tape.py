@@ -235,7 +235,8 @@ class Recorder:
             if first < high and low < last:
                 raise ArgumentError(
                     f"[{op.name}] a recorded write to an array of shape {target._shape} that shares memory with "
-                    f"another array on the tape, of shape {other.shape}, marked on its own; write to that one, or detach it"
+                    f"another array on the tape, of shape {other.shape}, marked on its own; write to that one, or "
+                    "detach it"
                 )
 
     def written(self, node: Node | None, index: int, target: Array) -> list[Step]:

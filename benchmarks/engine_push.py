@@ -99,7 +99,7 @@ def inline(engine: Engine, n: int) -> float:
 def pending(n: int) -> tuple[float, float]:
     """n operations behind a gate: seconds per push while none can run, and per operation until all are done.
 
-    Processor time of all threads, not wall time: a million operations take long enough for other programs to disturb them.
+    Processor time of all threads, not wall time: a million operations take long for other programs to disturb them.
     """
     gate = threading.Event()
     engine = Engine("ThreadedEnginePooled", workers=1)  # not entered: the pusher's context stays empty

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import engine as _engine
 from ..engine import ArgumentTypeError
+from . import arithmetic as _arithmetic  # noqa: F401 - gives arrays Python's operators
 from . import random
 from ._late import nd_face as _nd_face
 from .array import Array

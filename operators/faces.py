@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError, Error
-from ..ndarray.array import SCALARS, Array, describe
+from ..ndarray.arithmetic import SCALARS
+from ..ndarray.array import Array, describe
 from ..ndarray.context import as_context
 from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray

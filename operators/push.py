@@ -14,7 +14,6 @@ any point finds everything done or nothing.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,76 +25,17 @@ from ..ndarray.array import Array, describe
 from ..ndarray.buffer import Admission, Buffer, Chunk, Saved, Step, Writing, hold
 from ..ndarray.context import Context, as_context
 from ..ndarray.device import RawArray, device_of
-from ..ndarray.dtype import FLOAT32, DType
+from ..ndarray.dtype import DType
 from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.random import take
-from ..ndarray.shape import Shape, Strides
-from .schema import Attributes, Meta, Operator, call_into
+from ..ndarray.shape import Shape
+from .launch import Launch
+from .schema import Attributes, Meta, Operator
 
 Input = Array | np.generic | RawArray | None
-View = tuple[Buffer, Shape, Strides, int]
 
 INLINE = 16_384.0  # units of work (about 0.2 ns) that may run inside the push, under the order lock
 HELPED = 5e7  # units of work (about 10 ms) that a waiting user thread may run
-
-
-class Launch:
-    """What an operation runs: an operator's kernel on raw memory.  It knows buffers, never arrays or chunks.
-
-    `operands`: a view of a buffer, or a constant.   `results`: the views to fill with the dtype the kernel writes, None
-    for one that is not made; `through` marks those that need a temporary (another dtype, or memory that an operand
-    shares in another order).
-    """
-
-    __slots__ = ("attributes", "op", "operands", "results", "through", "xp")
-
-    def __init__(self, op: Operator, attributes: Attributes, xp: Any) -> None:
-        self.op, self.attributes, self.xp = op, attributes, xp
-        self.operands: list[View | Any] = []
-        self.results: list[tuple[Buffer, Shape, Strides, int, DType] | None] = []
-        self.through: set[int] = set()
-
-    def __call__(self) -> Sequence[Step]:
-        """Take memory and give the C calls to do (an atomic kernel), or do everything and give none."""
-        op = self.op
-        arrays: list[Any] = [o[0].view(o[1], o[2], o[3]) if type(o) is tuple else o for o in self.operands]
-        filled: list[RawArray | None] = []
-        after: list[Step] = []
-        narrow = op.widen and any(_is_half(a) for a in arrays)
-        for i, result in enumerate(self.results):
-            if result is None:
-                filled.append(None)
-                continue
-            buffer, shape, strides, offset, dtype = result
-            raw = buffer.view(shape, strides, offset)
-            if i in self.through or raw.dtype != dtype or (narrow and dtype == np.float16):
-                temporary = buffer.device.empty(shape, FLOAT32 if narrow and dtype == np.float16 else dtype)
-                after.append((operator.setitem, raw, ..., temporary))
-                raw = temporary
-            filled.append(raw)
-        if narrow:
-            given, arrays = arrays, [a.astype(np.float32) if _is_half(a) else a for a in arrays]
-            for name, before, wide in zip(op.inputs, given, arrays, strict=False):
-                if name in op.updates and wide is not before:
-                    after.append((operator.setitem, before, ..., wide))
-        if op.ufunc is not None:
-            return (call_into(op.ufunc, *arrays, out=filled[0]), *after)
-        made = dict(zip((*op.outputs, *op.saves), filled, strict=True))
-        steps = op.kernel(self.xp, *arrays, **self.attributes, **made)
-        if op.atomic:
-            return (*steps, *after)
-        for _, target, where, source in after:
-            target[where] = source
-        return ()
-
-    def run(self) -> None:
-        """Take memory and do everything: for atomic kernels too long to be run by a thread that waits."""
-        for function, *arguments in self():
-            function(*arguments)
-
-
-def _is_half(array: Any) -> bool:
-    return getattr(array, "dtype", None) == np.float16
 
 
 def refusal(op: Operator, inputs: Sequence[Input], error: Exception) -> Error:

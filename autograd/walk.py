@@ -1,0 +1,290 @@
+"""The walk from heads down to marked arrays, by descending node number.
+
+The walk runs on the caller's thread and only pushes: gradient operations on raw buffers, on the engine of their arrays,
+or (create_graph) ordinary recorded operators.  Both run the same gradient texts with the same kernels, so their values
+agree to the bit.  Contributions to one value are added in the order of the walk, which the graph alone decides.
+
+Without `retain_graph` a node lets go of what it saved as soon as its gradient operation has been pushed: that operation
+keeps the buffers, and a later update of a weight is an ordinary write after read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..engine import ArgumentError, here
+from ..engine import describe as describe_site
+from ..ndarray.array import Array, describe
+from ..ndarray.buffer import Admission, Saved
+from ..operators.faces import numpy_face
+from ..operators.schema import Text, zero
+from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
+from .tape import Node, entry_of
+
+#: a cotangent that is zero everywhere, and for which nothing was pushed
+ZERO: Any = zero
+
+
+class GraphError(ArgumentError):
+    """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
+
+
+class Walk:
+    """One backward pass over the graph above some heads.
+
+    `cotangents`: for every node, what has arrived for each of its outputs: None, ZERO or an array that nobody writes.
+    """
+
+    def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
+        self.retain, self.create = retain, create
+        self.site = here()
+        self.cotangents: dict[Any, list[Any]] = {}
+        entries = [entry_of(h) for h in heads]
+        for head, entry in zip(heads, entries, strict=True):
+            if entry is None:
+                raise GraphError(
+                    f"[backward] the head {describe(head)} was not recorded: compute it from a marked array "
+                    f"(attach_grad) inside autograd.record()"
+                )
+        self.entries = entries
+        self.nodes = self._reachable()
+
+    def _reachable(self) -> list[Any]:
+        """All nodes above the heads, by ascending number."""
+        seen: dict[int, Any] = {}
+        todo = [entry[0] for entry in self.entries]
+        while todo:
+            node = todo.pop()
+            if node.number in seen:
+                continue
+            seen[node.number] = node
+            if node.freed is not None:
+                raise GraphError(
+                    f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
+                    f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what is "
+                    "used again"
+                )
+            todo += [edge[0] for edge in node.edges if edge is not None]
+        return [seen[number] for number in sorted(seen)]
+
+    def run(self, head_grads: Sequence[Any], wanted: Callable[[Any], bool]) -> None:
+        """Push everything that the wanted nodes' cotangents need."""
+        needed: set[int] = set()
+        for node in self.nodes:
+            if wanted(node) or any(edge is not None and edge[0].number in needed for edge in node.edges):
+                needed.add(node.number)
+        for (node, index), gradient in zip(self.entries, head_grads, strict=True):
+            if node.number in needed:
+                self._arrive(node, index, gradient)
+        for node in reversed(self.nodes):
+            arrived = self.cotangents.get(node)
+            if arrived is not None and isinstance(node, Node) and any(a is not None for a in arrived):
+                indices = [i for i, e in enumerate(node.edges) if e is not None and e[0].number in needed]
+                if indices:
+                    self._through(node, indices, arrived)
+                if not wanted(node):
+                    del self.cotangents[node]
+            if not self.retain and isinstance(node, Node):
+                node.free(self.site)
+
+    def _arrive(self, node: Any, index: int, gradient: Any) -> None:
+        if gradient is None:
+            return
+        arrived = self.cotangents.setdefault(node, [None] * (len(node.made) if isinstance(node, Node) else 1))
+        before = arrived[index]
+        if before is None or before is ZERO:
+            arrived[index] = gradient
+        elif gradient is not ZERO:
+            arrived[index] = numpy_face.add(before, gradient)
+
+    def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
+        """From the cotangents of a node's outputs to those of its inputs."""
+        if isinstance(node, FunctionNode):
+            gradients: Iterable[Any] = node.gradients([self._dense(node, i, a) for i, a in enumerate(arrived)])
+            for i, gradient in enumerate(gradients):
+                if i in indices:
+                    self._deliver(node, i, gradient)
+            return
+        op = node.op
+        flat = [i for i in indices if not isinstance(op.gradient_of(i), Text)]
+        for i in flat:
+            self._deliver(node, i, ZERO)
+        indices = [i for i in indices if i not in flat]
+        if all(a is None or a is ZERO for a in arrived) and not op.defined:
+            for i in indices:
+                self._deliver(node, i, ZERO)
+            return
+        cotangents = self._named(node, arrived)
+        pushed = []
+        for i in indices:
+            passed = self._passed(node, i, cotangents)
+            if passed is None:
+                pushed.append(i)
+            else:
+                self._deliver(node, i, passed)
+        if pushed:
+            (self._record if self.create else self._push)(node, pushed, cotangents)
+
+    def _deliver(self, node: Node, index: int, gradient: Any) -> None:
+        edge = node.edges[index]
+        if edge is not None:
+            self._arrive(edge[0], edge[1], gradient)
+
+    def _dense(self, node: Node, index: int, arrived: Any) -> Any:
+        """A cotangent as an array of the output's own shape."""
+        meta = node.made[index]
+        if meta is None:
+            return None
+        shape, dtype = meta
+        if arrived is None or arrived is ZERO:
+            return numpy_face.zeros(shape=shape, dtype=dtype)
+        return reshaped(arrived, shape)
+
+    def _named(self, node: Node, arrived: Sequence[Any]) -> dict[str, Any]:
+        """The cotangents by the names that texts have for them, those that somebody names."""
+        op = node.op
+        if len(op.outputs) == 1:
+            return {"g": self._dense(node, 0, arrived[0])}
+        return {
+            f"g_{name}": self._dense(node, i, arrived[i])
+            for i, name in enumerate(op.outputs)
+            if f"g_{name}" in node.names
+        }
+
+    def _passed(self, node: Node, index: int, cotangents: dict[str, Any]) -> Any:
+        """The cotangent itself, where the text says so and its shape and dtype fit: nothing has to be pushed."""
+        text, meta = node.op.gradient_of(index), node.metas[index]
+        if not isinstance(text, Text) or not text.passes or meta is None:
+            return None
+        g = cotangents["g"]
+        return g if g._meta == meta else None
+
+    # ---- two runners of the texts ------------------------------------------------------------------------------------
+
+    def _parts(self, node: Node, indices: Sequence[int]) -> list[tuple[Text, list[int | None]]]:
+        """Texts to run, each with the inputs its results belong to."""
+        op = node.op
+        joint = [i for i in indices if op.input_name(i) in op.joint_inputs]
+        parts: list[tuple[Text, list[int | None]]] = []
+        if joint and op.joint is not None:
+            by_name = {op.input_name(i): i for i in joint}
+            parts.append((op.joint, [by_name.get(name) for name in op.joint_inputs]))
+        for i in indices:
+            text = op.gradient_of(i)
+            if i not in joint and isinstance(text, Text):
+                parts.append((text, [i]))
+        return parts
+
+    def _metadata(self, node: Node, indices: Sequence[int], part: Sequence[int | None]) -> dict[str, Any]:
+        op = node.op
+        shapes: dict[str, Any] = {f"{op.input_name(i)}_shape": m[0] for i, m in enumerate(node.metas) if m is not None}
+        shapes["needs"] = {op.input_name(i) for i in indices}
+        if op.variadic:
+            shapes[f"{op.variadic}_shapes"] = tuple(m[0] for m in node.metas[len(op.inputs) :] if m is not None)
+            shapes["index"] = (part[0] or 0) - len(op.inputs) if part[0] is not None else 0
+        return shapes
+
+    def _record(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
+        """The texts on arrays, recorded, so that their results can be differentiated again."""
+        op = node.op
+        values: dict[Any, Any] = dict(cotangents)
+        for key in node.saved:
+            if key not in op.definitions:
+                values[key] = _array(node.saved[key])
+        if op.variadic in node.names:
+            values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
+        for name, text in op.definitions.items():
+            if name in node.names:
+                inputs = {n: values.get(n) for n in op.inputs}
+                values[name] = text.function(numpy_face, **arguments(text, inputs, node.attributes))
+        for text, part in self._parts(node, indices):
+            known = {**values, **self._metadata(node, indices, part)}
+            result = text.function(numpy_face, **arguments(text, known, node.attributes))
+            for i, gradient in zip(part, result if isinstance(result, tuple) else (result,), strict=True):
+                if i is not None and gradient is not None:
+                    meta: Any = node.metas[i]
+                    self._deliver(node, i, finished(numpy_face, op, op.input_name(i), gradient, meta))
+
+    def _push(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
+        """The texts on raw memory: one engine operation, or one for each text of a costly operator."""
+        parts = self._parts(node, indices)
+        groups = [[part] for part in parts] if node.op.costly else [parts]
+        for group in groups:
+            outs: dict[int, Array] = {}
+            g = next(iter(cotangents.values()))
+            for _, part in group:
+                for i in part:
+                    if i is not None:
+                        meta: Any = node.metas[i]
+                        outs[i] = Array._fresh(g._chunk.buffer.engine, meta[0], meta[1], g.context)
+            self._admit(node, group, outs, cotangents, indices)
+            for i, out in outs.items():
+                self._deliver(node, i, out)
+
+    def _admit(
+        self,
+        node: Node,
+        group: Sequence[tuple[Text, Sequence[int | None]]],
+        outs: dict[int, Array],
+        cotangents: dict[str, Any],
+        indices: Sequence[int],
+    ) -> None:
+        op = node.op
+        named = {name for text, _ in group for name in text.names}
+        parts = [
+            (
+                text,
+                self._metadata(node, indices, part),
+                [None if i is None else (op.input_name(i), node.metas[i], outs[i]._chunk.buffer) for i in part],
+            )
+            for text, part in group
+        ]
+        values: dict[str, Any] = {}
+
+        def plan() -> Admission:
+            reads = []
+
+            def resolve(kept: Any) -> Any:
+                if isinstance(kept, Saved):
+                    reads.append(kept.buffer.variable)
+                    return kept.buffer, kept.shape, kept.strides, kept.offset
+                if isinstance(kept, Array):
+                    reads.append(kept._chunk.buffer.variable)
+                    return kept._chunk.buffer, kept._shape, kept._strides, kept._offset
+                return kept
+
+            for name, cotangent in cotangents.items():
+                if name in named:
+                    values[name] = resolve(cotangent)
+            for name, kept in node.saved.items():
+                if name in named:
+                    values[name] = resolve(kept)
+            if op.variadic in named:
+                values[op.variadic] = [resolve(node.saved[op.variadic, i]) for i in _variadic(node)]
+            launch = GradientLaunch(op, values, node.attributes, parts)  # type: ignore[arg-type]
+            writes = [out._chunk.buffer.variable for out in outs.values()]
+            return gradient_operation(launch, node.recorded_at), reads, writes, (), [], [], False
+
+        first = next(iter(outs.values()))
+        first._chunk.buffer.engine.admit(plan)
+
+
+class FunctionNode(Node):
+    """The node of a user's `Function`: its backward is called during the walk."""
+
+    __slots__ = ("gradients",)
+    gradients: Callable[[list[Any]], Iterable[Any]]
+
+
+def _variadic(node: Node) -> range:
+    return range(len(node.op.inputs), len(node.metas))
+
+
+def _array(kept: Any) -> Any:
+    return Array._from_saved(kept) if isinstance(kept, Saved) else kept
+
+
+def reshaped(g: Array, shape: tuple[int, ...]) -> Array:
+    """The cotangent in the shape that the kernel gave: a scalar's is (1,) in the nd face."""
+    return g if g._shape == shape else g.reshape(shape)
