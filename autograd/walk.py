@@ -62,8 +62,8 @@ class Walk:
             if node.freed is not None:
                 raise GraphError(
                     f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
-                    f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what is "
-                    "used again"
+                    f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
+                    "is used again"
                 )
             todo += [edge[0] for edge in node.edges if edge is not None]
         return [seen[number] for number in sorted(seen)]
