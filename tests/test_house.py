@@ -124,6 +124,13 @@ def test_the_layering_test_can_fail(
     assert len(list(layering_faults(path))) == faults
 
 
+def test_no_file_of_the_package_is_imported_under_another_name() -> None:
+    """Else there are two engines, and whether tests can be collected depends on the checkout's name."""
+    files = {str(path) for path in SOURCES}
+    loaded = {key: str(getattr(module, "__file__", None)) for key, module in list(sys.modules.items())}
+    assert not [key for key, file in loaded.items() if file in files and key.split(".")[0] != "vardag"]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_only_one_file_imports_cupy(path: Path) -> None:
     if name(path) == "ndarray/_cupy.py":
@@ -136,8 +143,9 @@ def test_only_one_file_imports_cupy(path: Path) -> None:
 def test_the_package_needs_only_what_it_declares(path: Path) -> None:
     allowed = {"numpy", "scipy", "threadpoolctl", "vardag", "cupy", "cupyx"} | sys.stdlib_module_names
     skip = typing_only(path)
-    for node, target, _ in imports(path):
-        if node.lineno not in skip:
+    for node, target, inside in imports(path):
+        drawing = inside and target[0] == "matplotlib"  # looked for when somebody draws
+        if node.lineno not in skip and not drawing:
             assert target[0] in allowed, f"{name(path)}:{node.lineno}: {target[0]} is no dependency of the package"
 
 
