@@ -82,7 +82,6 @@ LAZY = {
     "squeeze",
     "astype",
     "reshape operator",
-    "array",
     "+x",
 }
 

@@ -22,7 +22,7 @@ import vardag as vd
 from vardag import autograd
 from vardag.engine import Engine
 from vardag.ndarray.array import Array
-from vardag.operators import numpy_face, registry
+from vardag.operators import numpy_face, registry, texts
 from vardag.operators.schema import Operator, Sample, Text, zero
 from vardag.operators.texts import arguments, raw
 
@@ -90,8 +90,6 @@ UNREFERENCED: dict[str, str] = {
         ),
         "an optimizer's update changes its state; tests/operators/test_optimizer.py",
     ),
-    **dict.fromkeys(("add_rows", "take_along", "put_along", "scatter_nd", "scatter_add_nd"), "adjoint of a gathering"),
-    "pick": "tests/ndarray/test_mxnet_rules.py",
     "softmax_of_length": "tests/ndarray/test_mxnet_rules.py",
     "SoftmaxOutput": "tests/ndarray/test_mxnet_rules.py",
 }  # fmt: skip
@@ -249,15 +247,15 @@ def same(a: Sequence[Any], b: Sequence[Any]) -> None:
 
 def test_every_operator_is_tested_or_excused() -> None:
     without = {op.name for op in registry if not samples_of(op)}
-    assert without == set(UNSAMPLED), "an operator without samples is named in UNSAMPLED with the reason, no other is"
-    assert not {op.name for op in registry if op.samples} & set(MORE_SAMPLES)
+    assert not without - set(UNSAMPLED), "give it samples, or name it in UNSAMPLED with the reason"
+    assert {op.name for op in registry} >= set(UNSAMPLED) | set(MORE_SAMPLES)
 
 
 def test_every_operator_has_a_reference_or_is_excused() -> None:
     """A random operator has none; one with a `variant` is another operator under an attribute."""
     without = {op.name for op in OPERATORS if reference_of(op) is None and not op.random and not op.variant}
-    assert without == set(UNREFERENCED)
-    assert not {op.name for op in registry if op.reference} & set(MORE_REFERENCES)
+    assert not without - set(UNREFERENCED), "give it a reference, or name it in UNREFERENCED with the reason"
+    assert {op.name for op in registry} >= set(UNREFERENCED) | set(MORE_REFERENCES)
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -580,18 +578,16 @@ def test_raw_gradients_are_graph_gradients(op: Operator) -> None:
 def test_texts_stay_in_the_dtype_of_the_input(op: Operator, graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No text drifts to float64 (F.sqrt(2), g / np.prod(shape)); a cast at the end would hide it."""
     drifted = []
+    finished = texts.finished
 
-    def recorded(module: Any) -> None:
-        finished = module.finished
+    def watch(F: Any, op: Operator, name: str, gradient: Any, meta: Any) -> Any:
+        if np.dtype(gradient.dtype) != meta[1] and op.name != "cast":
+            drifted.append((op.name, name, gradient.dtype, meta[1]))
+        return finished(F, op, name, gradient, meta)
 
-        def watch(F: Any, op: Operator, name: str, gradient: Any, meta: Any) -> Any:
-            if np.dtype(gradient.dtype) != meta[1] and op.name != "cast":
-                drifted.append((op.name, name, gradient.dtype, meta[1]))
-            return finished(F, op, name, gradient, meta)
-
-        monkeypatch.setattr(module, "finished", watch)
-
-    recorded(sys.modules["vardag.autograd.backward" if graph else "vardag.operators.texts"])
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vardag.") and getattr(module, "finished", None) is finished:
+            monkeypatch.setattr(module, "finished", watch)
     for case in connected_cases(op):
         if "dtype" not in op.attributes:
             case.gradients(case.raws(), graph=graph)
