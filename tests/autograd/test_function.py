@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import vardag as vd
 from vardag import autograd, nd
 

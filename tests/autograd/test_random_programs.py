@@ -266,7 +266,7 @@ def run_bits(seed: int, *, kind: str, workers: int | None, inline: bool) -> list
         return [x.tobytes() for x in (*found, *(name.asnumpy() for name in run.names))]
 
 
-# ---- the tests -------------------------------------------------------------------------------------------------------
+# ---- the tests -----------------------------------------------------------------------------------------------------
 
 
 def test_values_are_numpys() -> None:
@@ -319,3 +319,24 @@ def test_the_oracle_would_notice() -> None:
     with pytest.raises(AssertionError, match="NumPy says"):
         for direction in program.directions:
             close(dots(gradients, direction), derivative(program, program.leaves, direction)[0], 1e-9, "broken")
+
+
+@pytest.mark.parametrize("broken", ["holds", "entries of writes", "entries of views"])
+def test_broken_rules_are_noticed(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that cannot fail is a defect: without the rule many programs are wrong."""
+    if broken == "holds":
+        monkeypatch.setattr("vardag.operators.push.hold", lambda *_: [])
+    elif broken == "entries of writes":
+        monkeypatch.setattr("vardag.autograd.tape.Recorder.written", lambda *_: [])
+    else:
+        monkeypatch.setattr(Array, "_is_root", lambda self, line: True)
+    failed = sum(fails(seed) for seed in range(60))
+    assert failed > 15, f"only {failed} of 60 programs noticed"
+
+
+def fails(seed: int) -> bool:
+    try:
+        run_gradients(seed)
+    except Exception:
+        return True
+    return False
