@@ -2,13 +2,14 @@
 
     python benchmarks/engine_push.py [--quick]
 
-Prints ratios; each is the best of several rounds of both sides, taken in turn.
+Prints ratios: the median over rounds, in each of which both sides are measured, one after the other.
 """
 
 from __future__ import annotations
 
 import gc
 import operator
+import statistics
 import sys
 import threading
 import time
@@ -125,8 +126,13 @@ def pending(n: int) -> tuple[float, float]:
     return pushing / n, (pushing + running) / n
 
 
-def compare(ours: str, a: float, theirs: str, b: float, bar: float) -> None:
-    print(f"{ours:29} {a * 1e6:7.2f} us   {theirs} {b * 1e6:7.2f} us   ratio {a / b:.2f}  (<= {bar})")
+def compare(ours: str, a: Callable[[], float], theirs: str, b: Callable[[], float], bar: float, rounds: int) -> None:
+    pairs = [(a(), b()) for _ in range(rounds)]
+    x, y = (statistics.median(p[i] for p in pairs) * 1e6 for i in (0, 1))
+    ratios = sorted(p / q for p, q in pairs)
+    ratio = statistics.median(ratios)
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    print(f"{ours:29} {x:7.2f} us   {theirs} {y:7.2f} us   ratio {ratio:.2f}  (<= {bar}; {spread})")
 
 
 def main() -> None:
@@ -134,12 +140,22 @@ def main() -> None:
     rounds, n = (3, 5_000) if quick else (7, 20_000)
     workers = 2
     with Engine("ThreadedEnginePooled", workers=workers) as engine, ThreadPoolExecutor(workers) as pool:
-        a = best(lambda: queued(engine, n), rounds)
-        b = best(lambda: submitted(pool, n), rounds)
-        compare("queued no-op user functions", a, "submit, then results", b, 0.8)
-        a = best(lambda: push_and_wait(engine, n // 10), rounds)
-        b = best(lambda: submit_and_result(pool, n // 10), rounds)
-        compare("push and wait of a kernel", a, "submit().result()", b, 0.5)
+        compare(
+            "queued no-op user functions",
+            lambda: queued(engine, n),
+            "submit, then results",
+            lambda: submitted(pool, n),
+            0.8,
+            2 * rounds,
+        )
+        compare(
+            "push and wait of a kernel",
+            lambda: push_and_wait(engine, n // 10),
+            "submit().result()",
+            lambda: submit_and_result(pool, n // 10),
+            0.5,
+            2 * rounds,
+        )
         a = best(lambda: inline(engine, n), rounds)
         print(f"kernel within its push        {a * 1e6:7.2f} us  (its plan, operation and variable included)")
         print(engine.statistics())

@@ -150,19 +150,22 @@ class Admission(Tracker):
         op.mark = 0
         if op.site is None:
             op.site = here(5)
-        out: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
+        out: list[Step] = [(setattr, self, "_seq", op.seq + 1)]
+        if steps:
+            out += steps
         for v in reads:
             readers = v.readers
             if not readers:
-                keep.append(readers)
                 out.append((setattr, v, "readers", [op]))
             elif len(readers) >= PRUNE_AT and readers[0].state is DONE and readers[len(readers) // 2].state is DONE:
                 keep.append(readers)
                 out.append((setattr, v, "readers", [*(p for p in readers if p.state is not DONE), op]))
             else:
                 out.append((list.append, readers, op))
-        var_steps(out, keep, writes, op)
-        var_steps(out, keep, updates, op)
+        if writes:
+            var_steps(out, keep, writes, op)
+        if updates:
+            var_steps(out, keep, updates, op)
         return out
 
     def _inline(self, op: Operation, planned: Plan, t: object) -> bool | None:
@@ -349,12 +352,12 @@ def park() -> None:
 def var_steps(out: list[Step], keep: list[Any], variables: Access, op: Operation) -> None:
     """The change of variables that a queued or failed `op` writes or updates."""
     for v in variables:
-        keep.append(v.writer)
-        keep.append(v.readers)
-        out.append((setattr, v, "writer", op))
+        if v.writer is not None:
+            keep.append(v.writer)
         if v.readers:
+            keep.append(v.readers)
             out.append((setattr, v, "readers", ()))
-        out.append((setattr, v, "version", v.version + 1))
+        out += ((setattr, v, "writer", op), (setattr, v, "version", v.version + 1))
 
 
 def all_done(ops: Sequence[Operation]) -> bool:

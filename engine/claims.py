@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +26,7 @@ class ThisThread(threading.local):
 here_and_now = ThisThread()
 
 
-class Job(NamedTuple):
-    """A claimed operation."""
-
-    op: Operation
-    claim: list[Any]
-    token: object
+Job = tuple[Operation, list[Any], object]  # a claimed operation: (operation, claim, token)
 
 
 class RunContext(NamedTuple):
@@ -80,13 +77,6 @@ class Completion:
 
 
 def empty(bell: SimpleQueue[None]) -> None:
-    """Take off the tokens of work that is about to be looked at."""
-    try:
-        _empty(bell)
-    except Empty:
-        return  # another worker took the last one
-
-
-def _empty(bell: SimpleQueue[None]) -> None:
-    while not bell.empty():
-        bell.get_nowait()
+    """Take off the tokens of work that is about to be looked at: one C call, ended by the exception."""
+    with suppress(Empty):
+        deque(iter(bell.get_nowait, bell), 0)  # no token is the bell itself

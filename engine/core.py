@@ -167,12 +167,16 @@ class Engine(Contract):
             if isinstance(fn, SavedOperator):
                 return self.push_operator(fn, priority=priority)
             raise ArgumentTypeError(f"[push] fn {fn!r} is not callable")
-        reads, writes, updates = _operands(reads, "reads"), _operands(writes, "writes"), _operands(updates, "updates")
+        if type(reads) is not tuple:
+            reads = _operands(reads, "reads")
+        if type(writes) is not tuple:
+            writes = _operands(writes, "writes")
+        if type(updates) is not tuple:
+            updates = _operands(updates, "updates")
         op = Operation(Kind.USER, fn, name or getattr(fn, "__name__", ""), priority=priority, lane=lane)
-        for vs in (reads, writes, updates):
-            for v in vs:
-                if type(v) is not Variable:
-                    return self._push_resolved(op, fn, reads, writes, updates)
+        for v in (*reads, *writes, *updates):
+            if type(v) is not Variable:
+                return self._push_resolved(op, fn, reads, writes, updates)
         return self._push(op, reads, writes, updates)
 
     def _push(self, op: Operation, reads: Any, writes: Any, updates: Any) -> Operation:
@@ -362,8 +366,6 @@ def _workers_wanted() -> int:
 
 
 def _operands(given: Iterable[Any], what: str) -> tuple[Any, ...]:
-    if type(given) is tuple:
-        return given
     try:
         return tuple(given)
     except TypeError:

@@ -25,9 +25,8 @@ from .admission import Admission, fails_again
 from .atomic import Step, attempt, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .errors import Cancelled, DeadlockError
-from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in
+from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .ready import Lane
-from .tracker import retire
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
 
@@ -100,14 +99,13 @@ class Runner(Admission):
             locked(busy, self._serve, lane, busy, mine, sleep)
         except BaseException:
             del stack[depth:]
-            self._abandoned(
-                mine[0], busy
-            )  # best effort: what a second interrupt leaves is repaired by the next who looks
+            # Best effort: what a second interrupt leaves is repaired by the next who looks.
+            self._abandoned(mine[0], busy)
             raise
 
     def _abandoned(self, job: Job | None, busy: Any) -> None:
-        if job is not None and job.op.state is RUNNING and job.op.claim is job.claim:
-            locked(self._T, self._repair, job.op)
+        if job is not None and job[0].state is RUNNING and job[0].claim is job[1]:
+            locked(self._T, self._repair, job[0])
 
     def _serve(self, lane: Lane, busy: Any, mine: list[Job | None], sleep: bool) -> None:
         """Run what is ready; sleep on the bell or return when nothing is."""
@@ -118,11 +116,15 @@ class Runner(Admission):
             if not locked(self._T, self._turn, lane, busy, mine, fate):
                 continue  # somebody planned in between
             fate = None
-            if old is not None and old.op.state is DONE:
-                retire(old.op)
-                if self._instrument is not None:
-                    self._instrument.finished(old.op)
-            del old
+            if old is not None:
+                op = old[0]
+                if op.state is DONE:  # what `retire` does, without the call
+                    op.preds = op.succ = op.watch = ()
+                    op.fn = op.operands = op.context = op.claim = op.poison = op.blocked = None
+                    op.sources = 0
+                    if self._instrument is not None:
+                        self._instrument.finished(op)
+                del old, op
             job = mine[0]
             if job is None:
                 if not sleep or lane.stopping:
@@ -194,7 +196,7 @@ class Runner(Admission):
         if best is not None:
             token = object()
             claim = [token, busy, get_ident(), monotonic()]
-            job = Job(best, claim, token)
+            job = (best, claim, token)
             steps.append((setattr, best, "claim", claim))
             steps.append((setattr, best, "state", RUNNING))
             steps.append((setitem, mine, 0, job))
@@ -224,7 +226,7 @@ class Runner(Admission):
                 claim = [token, busy, get_ident(), monotonic()]
                 steps.append((setattr, op, "claim", claim))
                 steps.append((setattr, op, "state", RUNNING))
-                steps.append((setitem, mine, 0, Job(op, claim, token)))
+                steps.append((setitem, mine, 0, (op, claim, token)))
                 if len(heap) > 1 and lane.bell.empty():
                     # Non-empty: whoever takes that token looks at this heap afterwards (I4).
                     steps.append((SimpleQueue.put, lane.bell, None))
@@ -267,7 +269,7 @@ class Runner(Admission):
         else:
             self._ran_helper += 1
         if fate is not None:
-            self._finish(op, job.claim, job.token, fate)
+            self._finish(op, job[1], job[2], fate)
 
     def _claim_this(self, op: Operation, busy: Any, mine: list[Job | None]) -> None:
         """T held.  Its entry stays in the heap and is skipped there as stale."""
@@ -279,7 +281,7 @@ class Runner(Admission):
             steps = [
                 (setattr, op, "claim", claim),
                 (setattr, op, "state", RUNNING),
-                (setitem, mine, 0, Job(op, claim, token)),
+                (setitem, mine, 0, (op, claim, token)),
             ]
             commit(self._guard_t, t, steps)
 
@@ -288,11 +290,12 @@ class Runner(Admission):
         op, claim, token = job
         if self._instrument is not None:
             self._instrument.started(op)
-        fate = self._doom(op)
-        if fate is not None:
-            op.fate = fate  # nobody looks before DONE, but `_repair`
-            op.fn = None  # what the function holds is free before anybody hears that it is done
-            return fate
+        if op.sources or op.cancelled or op.poison is not None:
+            fate = self._doom(op)
+            if fate is not None:
+                op.fate = fate  # nobody looks before DONE, but `_repair`
+                op.fn = None  # what the function holds is free before anybody hears that it is done
+                return fate
         stack = here_and_now.stack
         depth = len(stack)
         try:
@@ -317,7 +320,10 @@ class Runner(Admission):
         if kind is USER:
             stack.append(op)
             op.mark = 1
-            run_in(op.context, fn)  # type: ignore[arg-type]
+            own = op.context.copy()  # type: ignore[union-attr]
+            for hook in user_context_hooks:
+                own.run(hook)
+            own.run(fn)
             op.mark = 2
         elif kind is ATOMIC:
             context = self._kernel_context.copy()

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 from .atomic import Step, commit, locked, setitem
 from .errors import Cancelled
-from .operation import DONE, PENDING, READY, RUNNING, Fate, Operation, Root, worst
+from .operation import DONE, OK, PENDING, READY, RUNNING, Fate, Operation, Root, worst
 from .ready import Lane, Rank, by_priority
 from .variable import Variable
 
@@ -100,7 +100,7 @@ class Tracker:
                 self._instrument.ready(ready)
 
     def _draw(self, n: int, steps: list[Step], fresh: dict[Operation, list[Operation]], ready: list[Operation]) -> None:
-        inbox, rank = self._inbox, self._rank
+        inbox, rank, live, popleft = self._inbox, self._rank, self._live, deque.popleft
         for i in range(n):
             try:
                 o = inbox[i]
@@ -116,15 +116,13 @@ class Tracker:
                         fresh[p].append(o)
                     else:
                         fresh[p] = [o]
+            seq = o.seq
             if count:
-                steps.append((setattr, o, "wait_count", count))
-                steps.append((setattr, o, "state", PENDING))
+                steps += ((setattr, o, "wait_count", count), (setattr, o, "state", PENDING))
             else:
-                steps.append((setattr, o, "state", READY))
-                steps.append((heappush, o.lane.heap, (rank(o), o.seq, o)))
+                steps += ((setattr, o, "state", READY), (heappush, o.lane.heap, (rank(o), seq, o)))
                 ready.append(o)
-            steps.append((setitem, self._live, o.seq, o))
-            steps.append((deque.popleft, inbox))
+            steps += ((setitem, live, seq, o), (popleft, inbox))
 
     # ================================================================================================ completion (T)
     def _doom(self, op: Operation) -> Fate | None:
@@ -132,8 +130,9 @@ class Tracker:
         if op.cancelled:
             return Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was cancelled")))
         best = op.poison
-        if op.sources:
-            best = worst([p.fate for p in op.preds[: op.sources]], best)
+        for p in op.preds[: op.sources]:
+            if p.fate is not OK:
+                best = worst([p.fate], best)
         return None if best is None else Fate(best.root, best.distance + 1)
 
     def _done_steps(self, op: Operation, fate: Fate, ready: list[Operation]) -> list[Step]:
@@ -142,8 +141,9 @@ class Tracker:
         steps: list[Step] = [(setattr, op, "state", DONE), (dict.pop, self._live, op.seq)]
         for s in op.succ:
             n = s.wait_count - 1
-            steps.append((setattr, s, "wait_count", n))
-            if not n:
+            if n:
+                steps.append((setattr, s, "wait_count", n))
+            else:
                 steps.append((setattr, s, "state", READY))
                 ready.append(s)
         for q in op.watch:
