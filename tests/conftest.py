@@ -1,4 +1,4 @@
-"""What every test shares: the checkout is what is tested, no error outlives its test, a hang explains itself.
+"""What every test shares: the checkout is what is tested, nothing outlives its test, a hang explains itself.
 
 A hang prints every thread's stack (`faulthandler_timeout` and `timeout_method` in pyproject.toml).
 """
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import vardag as vd
-from vardag.engine import Engine, default
+from vardag.engine import Engine, current, default
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,13 +46,22 @@ def root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_unseen_errors() -> Iterator[None]:
-    """Errors live on data until somebody looks.  A test that leaves one behind fails itself, not the next one."""
+def nothing_left_behind() -> Iterator[None]:
+    """A test that leaves an unseen error, a recording scope or an engine behind fails itself, not the next one."""
     yield
+    left = []
     try:
         default().wait_for_all(timeout=60)
     except Exception as error:
-        pytest.fail(f"the test left errors in the default engine that it never looked at: {describe(error)}")
+        left.append(f"errors in the default engine that it never looked at: {describe(error)}")
+    if current() is not default():
+        left.append(f"the current engine: {current()!r}")
+    if vd.autograd.set_recording(False):
+        left.append("recording switched on")
+    if vd.autograd.set_training(False):
+        left.append("training mode switched on")
+    if left:
+        pytest.fail("the test left behind: " + "; ".join(left))
 
 
 def describe(error: BaseException) -> str:
