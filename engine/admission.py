@@ -123,14 +123,17 @@ class Admission(Tracker):
             unique = dict.fromkeys(preds)  # keeps the order: sources first
             sources = sources if len(unique) == len(preds) else len(set(preds[:sources]))
             preds = list(unique)
-        op.preds = tuple(preds)
+        count = len(preds)
+        op.pred0 = preds[0] if count else None
+        op.pred1 = preds[1] if count > 1 else None
+        op.others = tuple(preds[2:]) if count > 2 else ()
         op.sources = sources
         queue = self._queue_steps(op, planned)
         queue += ((deque.append, self._inbox, op), (SimpleQueue.put, op.lane.bell, None))
         if not commit(self._guard_p, t, queue):
             return False
         if self._instrument is not None:
-            self._instrument.pushed(op, op.preds)
+            self._instrument.pushed(op, preds)
         return True
 
     def _queue_steps(self, op: Operation, planned: Plan) -> list[Step]:
@@ -301,7 +304,8 @@ class Admission(Tracker):
             return
         t = object()
         self._guard_p[0] = t
-        op.preds = ()
+        op.pred0 = op.pred1 = None
+        op.others = ()
         op.sources = 0
         op.poison = None
         out = self._queue_steps(op, planned)

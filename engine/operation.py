@@ -131,7 +131,7 @@ class Operation:
     __slots__ = (  # noqa: RUF023 - in groups, by who guards them
         "__weakref__",
         # set before admission, constant until DONE; fn, operands, context, preds and sources are dropped then
-        "cheap", "context", "engine", "fn", "kind", "lane", "name", "operands", "poison", "preds",
+        "cheap", "context", "engine", "fn", "kind", "lane", "name", "operands", "others", "poison", "pred0", "pred1",
         "priority", "seq", "site", "sources",
         # T: everything about scheduling.  claim = [token, runner's lock, thread id, start in seconds]
         "claim", "state", "succ", "wait_count", "watch",
@@ -171,7 +171,11 @@ class Operation:
     engine: Engine
     context: Context | None
     mark: int
-    preds: tuple[Operation, ...]
+    # The predecessors: two fields and a tuple for the rest, since a tuple for each of a million pending operations costs
+    # the garbage collector a third of what a push costs.
+    pred0: Operation | None
+    pred1: Operation | None
+    others: tuple[Operation, ...]
     sources: int  # the first so many of preds: whose failure is this one's failure
     poison: Fate | None
     claim: list[Any] | None
@@ -179,6 +183,14 @@ class Operation:
     wait_count: int
     watch: list[Any] | tuple[()]
     blocked: Operation | None
+
+    @property
+    def preds(self) -> tuple[Operation, ...]:
+        """The operations that have to be done first; none once it is DONE itself."""
+        first, second = self.pred0, self.pred1
+        if first is None:
+            return ()
+        return (first,) if second is None else (first, second, *self.others)
 
     # ------------------------------------------------------------------------------------------------ the handle
     @property

@@ -119,8 +119,8 @@ class Runner(Admission):
             if old is not None:
                 op = old[0]
                 if op.state is DONE:  # what `retire` does, without the call
-                    op.preds = op.succ = op.watch = ()
-                    op.fn = op.operands = op.context = op.claim = op.poison = op.blocked = None
+                    op.others = op.succ = op.watch = ()
+                    op.pred0 = op.pred1 = op.fn = op.operands = op.context = op.claim = op.poison = op.blocked = None
                     op.sources = 0
                     if self._instrument is not None:
                         self._instrument.finished(op)

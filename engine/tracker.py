@@ -193,6 +193,7 @@ class Tracker:
 
 def retire(op: Operation) -> None:
     """Drop what a DONE operation no longer needs.  DONE is final, so this may be cut short anywhere."""
-    op.preds = op.succ = op.watch = ()
+    op.others = op.succ = op.watch = ()
+    op.pred0 = op.pred1 = None
     op.sources = 0
     op.fn = op.operands = op.context = op.claim = op.poison = op.blocked = None
