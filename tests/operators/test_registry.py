@@ -19,10 +19,10 @@ import pytest
 from scipy import special
 
 import vardag as vd
-from vardag import autograd
+from vardag import autograd, nd
 from vardag.engine import Engine
 from vardag.ndarray.array import Array
-from vardag.operators import numpy_face, registry, texts
+from vardag.operators import nd_face, numpy_face, registry, texts
 from vardag.operators.schema import Operator, Sample, Text, zero
 from vardag.operators.texts import arguments, raw
 
@@ -71,6 +71,9 @@ MORE_REFERENCES: dict[str, Callable[..., Any]] = {
     "strided_scatter": lambda x, base, **view: _scattered(np.zeros(base), x, **view),
     "strided_assign": _scattered,
 }
+
+# Operators that mean something else in the nd face for the samples given.
+ND_MEANS_ELSE = {"where": "a condition of shape (n,) chooses rows"}
 
 # Operators whose last bits depend on the layout of their operands, each with the reason.
 LAYOUT_BITS = {
@@ -287,6 +290,21 @@ def test_metadata_is_known_at_the_call_and_dtypes_stay(op: Operator) -> None:
                 assert (y.shape, y.dtype) == (value.shape, value.dtype), case
                 if "dtype" not in op.attributes and y.dtype.kind == "f":
                     assert y.dtype == dtype, f"{case}: {dtype} gives {y.dtype}"
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op.nd is not False], ids=lambda op: op.name)
+def test_the_nd_face_gives_the_same_in_its_own_form(op: Operator) -> None:
+    """Of float32 operands: NDArrays, (1,) instead of (), stored in float32 unless the rule says otherwise."""
+    if op.name in ND_MEANS_ELSE:
+        pytest.skip(ND_MEANS_ELSE[op.name])
+    for case in cases(op):
+        expected = case.values(case.arrays())
+        case.call = getattr(nd_face, op.name)
+        outputs = case.run([None if x is None else nd.NDArray._from_host(np.array(x)) for x in case.raws()])
+        assert len(outputs) == len(expected), case
+        for y, e in zip(outputs, expected, strict=True):
+            assert type(y) is nd.NDArray and y.shape == (e.shape or (1,)), case
+            np.testing.assert_allclose(y.asnumpy().astype(F64), e.reshape(y.shape).astype(F64), rtol=1e-6)
 
 
 @each
