@@ -171,8 +171,8 @@ class Operation:
     engine: Engine
     context: Context | None
     mark: int
-    # The predecessors: two fields and a tuple for the rest, since a tuple for each of a million pending operations costs
-    # the garbage collector a third of what a push costs.
+    # The predecessors: two fields and a tuple for the rest, since a tuple for each of a million pending operations
+    # costs the garbage collector a third of what a push costs.
     pred0: Operation | None
     pred1: Operation | None
     others: tuple[Operation, ...]
