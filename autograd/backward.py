@@ -10,8 +10,8 @@ from typing import Any
 
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array, describe
-from ..ndarray.buffer import Admission, hold
-from ..ndarray.line import Scope, scope
+from ..ndarray.buffer import Admission, share
+from ..ndarray.line import Scope, scope, within
 from ..operators.faces import numpy_face
 from .tape import Leaf, Recorder, entry_of
 from .walk import ZERO, GraphError, Walk, reshaped
@@ -74,11 +74,7 @@ def backward(
     ArgumentError at the call; with `wait`, errors of the operations that the gradients come from.
     """
     arrays = _arrays("backward", heads)
-    token = scope.set(Scope(None, train_mode, False))
-    try:
-        gradients = _backward(arrays, head_grads, retain_graph)
-    finally:
-        scope.reset(token)
+    gradients = within(Scope(None, train_mode, False), _backward, arrays, head_grads, retain_graph)
     if wait:
         for gradient in gradients:
             gradient.wait_to_read()
@@ -89,24 +85,25 @@ def leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> lis
 
     Sync: blocks until they are there.   Raises: as `backward`.
     """
-    token = scope.set(Scope(None, True, False))
-    try:
-        walk = Walk(heads, False, False)
-        leaves = wanted or [n for n in walk.nodes if isinstance(n, Leaf)]
-        walk.run(_head_grads(heads, None), lambda node: isinstance(node, Leaf))
-        results = []
-        for leaf in leaves:
-            like = leaf.gradient
-            if like is None:
-                continue
-            arrived = walk.cotangents.get(leaf, [None])[0]
-            zeros = arrived is None or arrived is ZERO
-            results.append(as_face(type(like), numpy_face.zeros_like(like) if zeros else reshaped(arrived, like.shape)))
-    finally:
-        scope.reset(token)
+    results = within(Scope(None, True, False), _leaf_gradients, heads, wanted)
     for result in results:
         result.wait_to_read()
     return results
+
+
+def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> list[Array]:
+    walk = Walk(heads, False, False)
+    leaves = wanted or [n for n in walk.nodes if isinstance(n, Leaf)]
+    walk.run(_head_grads(heads, None), lambda node: isinstance(node, Leaf))
+    results: list[Array] = []
+    for leaf in leaves:
+        like = leaf.gradient
+        if like is None:
+            continue
+        arrived = walk.cotangents.get(leaf, [None])[0]
+        zeros = arrived is None or arrived is ZERO
+        results.append(as_face(type(like), numpy_face.zeros_like(like) if zeros else reshaped(arrived, like.shape)))
+    return _apart(results)
 
 
 def _backward(heads: list[Array], head_grads: Any, retain_graph: bool) -> list[Array]:
@@ -143,7 +140,7 @@ def _store(target: Array, gradient: Any, request: str) -> None:
     def plan() -> Admission:
         keep: list[Any] = [old.buffer]
         steps: list[Any] = [(setattr, old, "buffer", new.buffer), (setattr, old, "version", old.version + 1)]
-        return None, (), (), (), steps + hold(new.buffer, [old, new], keep), keep, False
+        return None, (), (), (), steps + share(new.buffer, [old, new], keep), keep, False
 
     new.buffer.engine.admit(plan)
 
@@ -171,14 +168,25 @@ def gradients_of(
     retain = create_graph if retain_graph is None else retain_graph
     current = scope.get()
     recorder = (current.recorder or Recorder()) if create_graph else None
-    token = scope.set(Scope(recorder, train_mode, False))
-    try:
+
+    def walked() -> list[Any]:
         walk = Walk(arrays, retain, create_graph)
         walk.run(_head_grads(arrays, head_grads), lambda node: node in nodes)
-        results = [_result(walk, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))]
-    finally:
-        scope.reset(token)
+        return _apart([_result(walk, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))])
+
+    results = within(Scope(recorder, train_mode, False), walked)
     return results[0] if isinstance(variables, Array) else results
+
+
+def _apart(results: list[Any]) -> list[Any]:
+    """The same arrays, but no two over the same memory: one cotangent may be the gradient of several variables."""
+    chunks: set[Any] = set()
+    for i, g in enumerate(results):
+        if g is not None and g._chunk in chunks:
+            results[i] = g.copy()
+        elif g is not None:
+            chunks.add(g._chunk)
+    return results
 
 
 def _result(walk: Walk, variable: Array, target: Any, position: int, unused: str) -> Any:

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from ..engine import ArgumentError, ArgumentTypeError, here
 from ..ndarray.array import Array, describe
 from ..ndarray.buffer import Admission, Saved, hold
 from ..ndarray.dtype import DType
-from ..ndarray.line import READ_ONLY, Line, Scope, scope
+from ..ndarray.line import READ_ONLY, Line, Scope, scope, within
 from ..ndarray.shape import Shape
 from ..operators.faces import numpy_face
 from .backward import as_face
 from .tape import entry_of, number
 from .walk import FunctionNode
+
+
+class _Call:
+    """One call of a forward or a backward.  `keeps`: whether what forward saves is wanted.
+
+    `saved`: each value that forward saved, with its array and that array's version then.   `restored`: for backward.
+    """
+
+    __slots__ = ("function", "keeps", "restored", "saved")
+
+    def __init__(self, function: Function, keeps: bool, restored: tuple[Array, ...] = ()) -> None:
+        self.function, self.keeps, self.restored = function, keeps, restored
+        self.saved: list[tuple[Saved, Array, int]] = []
+
+
+#: the innermost call of this context: several threads may run one Function at the same time
+_running: ContextVar[_Call | None] = ContextVar("vardag_function", default=None)
+
+
+def _in_call(call: _Call, training: bool, paused: bool, function: Any, arguments: Any) -> Any:
+    old = _running.get()
+    try:
+        _running.set(call)
+        if paused:
+            return within(Scope(None, training, True), function, *arguments)
+        return function(*arguments)
+    finally:
+        _running.set(old)
 
 
 class Function:
@@ -44,9 +73,6 @@ class Function:
     np.float32(12.0)
     """
 
-    _saving: tuple[Array, ...] = ()
-    _restored: tuple[Array, ...] = ()
-
     def forward(self, *inputs: Any) -> Any:
         """The value.  To be defined."""
         raise ArgumentTypeError(f"[{type(self).__name__}] a Function defines forward")
@@ -57,12 +83,20 @@ class Function:
 
     def save_for_backward(self, *arrays: Array) -> None:
         """In forward: keep these values; later writes to the arrays don't change them."""
-        self._saving = arrays
+        call = _running.get()
+        if call is None or call.function is not self:
+            raise ArgumentError(f"[{type(self).__name__}] save_for_backward is for use in forward")
+        for array in arrays:
+            if not isinstance(array, Array):
+                raise ArgumentTypeError(f"[{type(self).__name__}] save_for_backward {array!r}: an array expected")
+        if call.keeps:
+            call.saved = _held(arrays)
 
     @property
     def saved_tensors(self) -> tuple[Array, ...]:
         """In backward: the values that forward saved."""
-        return self._restored
+        call = _running.get()
+        return call.restored if call is not None and call.function is self else ()
 
     def __call__(self, *inputs: Array) -> Any:
         for x in inputs:
@@ -71,12 +105,8 @@ class Function:
         current = scope.get()
         edges = tuple(map(entry_of, inputs)) if current.recorder is not None else ()
         given = [_read_only(x) for x in inputs]
-        self._saving = ()
-        token = scope.set(Scope(None, current.training, True))
-        try:
-            result = self.forward(*given)
-        finally:
-            scope.reset(token)
+        call = _Call(self, any(edges))
+        result = _in_call(call, current.training, True, self.forward, given)
         outputs = [result] if isinstance(result, Array) else list(result)
         for y in outputs:
             if not isinstance(y, Array):
@@ -85,8 +115,7 @@ class Function:
             return result
         fresh = [_own(y) for y in outputs]
         node = _UserNode(self, inputs, edges, fresh)
-        node.keep(self._saving, given, outputs)
-        self._saving = ()
+        node.keep(call.saved, given, outputs)
         for i, y in enumerate(fresh):
             y._chunk.line = Line(y._shape, y._strides, y._offset, (node, i))
         return fresh[0] if isinstance(result, Array) else tuple(fresh)
@@ -100,12 +129,24 @@ def _read_only(x: Array) -> Array:
 
 def _own(y: Array) -> Array:
     """An output as an array that no other name reaches: its line begins here."""
-    token = scope.set(Scope(None, False, True))
-    try:
-        copied: Array = y._ops.copy(y)
-        return copied
-    finally:
-        scope.reset(token)
+    copied: Array = within(Scope(None, False, True), y._ops.copy, y)
+    return copied
+
+
+def _held(arrays: Sequence[Array]) -> list[tuple[Saved, Array, int]]:
+    """The values as of now, all of one moment."""
+    found: list[tuple[Saved, Array, int]] = []
+
+    def plan() -> Admission:
+        keep: list[Any] = [*found]
+        found[:] = [
+            (Saved(a._chunk, a._chunk.buffer, a._shape, a._strides, a._offset), a, a._chunk.version) for a in arrays
+        ]
+        return None, (), (), (), hold([saved for saved, _, _ in found], keep), keep, False
+
+    if arrays:
+        arrays[0]._chunk.buffer.engine.admit(plan)
+    return found
 
 
 class _Name:
@@ -130,30 +171,22 @@ class _UserNode(FunctionNode):
         self.function = function
         self.faces = [type(y) for y in outputs]
 
-    def keep(self, saving: Sequence[Array], inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Hold what forward saved, with the entry that it has on the tape: an input's, an output's or none."""
-        for position, array in enumerate(saving):
+    def keep(
+        self, saving: Sequence[tuple[Saved, Array, int]], inputs: Sequence[Array], outputs: Sequence[Array]
+    ) -> None:
+        """Keep what forward saved, with the entry that it has on the tape: an input's, an output's or none."""
+        for position, (saved, array, version) in enumerate(saving):
             entry: Any = next((e for x, e in zip(inputs, self.edges, strict=True) if x is array), None)
-            entry = next(((self, i) for i, y in enumerate(outputs) if y is array), entry)
-            chunk = array._chunk
-            saved = Saved(chunk, chunk.buffer, array._shape, array._strides, array._offset, entry)
-
-            def plan(saved: Saved = saved, array: Array = array) -> Admission:
-                keep: list[Any] = []
-                saved.buffer = array._chunk.buffer
-                return None, (), (), (), hold(saved.buffer, [saved], keep), keep, False
-
-            chunk.buffer.engine.admit(plan)
+            if array._chunk.version == version:  # else the output is no longer what was saved
+                entry = next((i for i, y in enumerate(outputs) if y is array), entry)
+            saved.entry = entry
             self.saved[position] = saved, type(array)
 
-    def gradients(self, cotangents: list[Any]) -> Any:
+    def gradients(self, cotangents: list[Any], kept: dict[Any, Any]) -> Any:
         function = self.function
-        function._restored = tuple(as_face(face, face._from_saved(saved)) for saved, face in self.saved.values())
-        try:
-            given = [as_face(face, g) for face, g in zip(self.faces, cotangents, strict=True)]
-            result = function.backward(*given)
-        finally:
-            function._restored = ()
+        restored = tuple(as_face(face, face._from_saved(saved, self)) for saved, face in kept.values())
+        given = [as_face(face, g) for face, g in zip(self.faces, cotangents, strict=True)]
+        result = _in_call(_Call(function, False, restored), False, False, function.backward, given)
         found = list(result) if isinstance(result, tuple | list) else [result]
         name = type(function).__name__
         if len(found) != len(self.metas):

@@ -7,7 +7,9 @@ inherits the scope and keeps it after the block has ended, as it does every cont
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextvars import Token
+from itertools import starmap
 from typing import Any
 
 from ..engine import ArgumentError
@@ -16,7 +18,7 @@ from .tape import Recorder
 
 
 class _Mode:
-    """A ``with`` block that runs in another scope.  Re-usable and re-entrant."""
+    """A ``with`` block that runs in another scope.  Re-usable and re-entrant, by any thread or task."""
 
     __slots__ = ("_recording", "_tokens", "_training", "inplace")
 
@@ -39,10 +41,21 @@ class _Mode:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        token, own = self._tokens.pop()
-        scope.reset(token)
+        own = self._leave()
         if own is not None:
             _end(own)
+
+    def _leave(self) -> Recorder | None:
+        """Back to the scope before: this context's, for other threads and tasks may be in the same block."""
+        for entry in reversed(tuple(self._tokens)):
+            token, own = entry
+            try:
+                scope.reset(token)
+            except ValueError:  # another context's
+                continue
+            self._tokens.remove(entry)
+            return own
+        raise ArgumentError("[record] a scope is left in the thread or task that entered it")
 
 
 def _policy() -> str:
@@ -58,9 +71,9 @@ def _checked(inplace: str) -> str:
 
 def _end(recorder: Recorder) -> None:
     """Marked arrays that were written in the scope are leaves again, with their current bytes."""
-    written, recorder.written_leaves = recorder.written_leaves, []
-    for line in written:
-        line.entry = line.leaf
+    leaves = [(line, "entry", line.leaf) for line in recorder.written_leaves]
+    deque(starmap(setattr, leaves), 0)  # one C call: no interrupt leaves some of them behind
+    recorder.written_leaves = []
 
 
 def record(train_mode: bool = True, *, inplace: str | None = None) -> Any:

@@ -239,7 +239,7 @@ class Recorder:
                     "detach it"
                 )
 
-    def written(self, node: Node | None, index: int, target: Array) -> list[Step]:
+    def written(self, node: Node | None, index: int, target: Array, keep: list[Any]) -> list[Step]:
         """Steps that give the line of a written array its new entry."""
         line = target._tape_line
         if line is DETACHED:
@@ -259,6 +259,7 @@ class Recorder:
             return []
         else:
             entry = self._assigned(line, value, target), 0
+        keep.append(line.entry)  # the last reference to a user's Function, perhaps
         steps.append((setattr, line, "entry", entry))
         if line.leaf is not None:
             steps.append((list.append, self.written_leaves, line))

@@ -34,6 +34,7 @@ class Walk:
     """One backward pass over the graph above some heads.
 
     `cotangents`: for every node, what has arrived for each of its outputs: None, ZERO or an array that nobody writes.
+    `edges`, `saved`: those of every node when the walk began, so that another thread's walk may free the graph.
     """
 
     def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
@@ -48,6 +49,8 @@ class Walk:
                     f"(attach_grad) inside autograd.record()"
                 )
         self.entries = entries
+        self.edges: dict[Any, tuple[Any, ...]] = {}
+        self.saved: dict[Any, dict[Any, Any]] = {}
         self.nodes = self._reachable()
 
     def _reachable(self) -> list[Any]:
@@ -59,20 +62,24 @@ class Walk:
             if node.number in seen:
                 continue
             seen[node.number] = node
+            self.edges[node] = edges = node.edges
+            if isinstance(node, Node):
+                self.saved[node] = node.saved
+            # Looked at last, and set first: what was read above is whole.
             if node.freed is not None:
                 raise GraphError(
                     f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
                     f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
                     "is used again"
                 )
-            todo += [edge[0] for edge in node.edges if edge is not None]
+            todo += [edge[0] for edge in edges if edge is not None]
         return [seen[number] for number in sorted(seen)]
 
     def run(self, head_grads: Sequence[Any], wanted: Callable[[Any], bool]) -> None:
         """Push everything that the wanted nodes' cotangents need."""
         needed: set[int] = set()
         for node in self.nodes:
-            if wanted(node) or any(edge is not None and edge[0].number in needed for edge in node.edges):
+            if wanted(node) or any(e is not None and e[0].number in needed for e in self.edges[node]):
                 needed.add(node.number)
         for (node, index), gradient in zip(self.entries, head_grads, strict=True):
             if node.number in needed:
@@ -80,13 +87,14 @@ class Walk:
         for node in reversed(self.nodes):
             arrived = self.cotangents.get(node)
             if arrived is not None and isinstance(node, Node) and any(a is not None for a in arrived):
-                indices = [i for i, e in enumerate(node.edges) if e is not None and e[0].number in needed]
+                indices = [i for i, e in enumerate(self.edges[node]) if e is not None and e[0].number in needed]
                 if indices:
                     self._through(node, indices, arrived)
                 if not wanted(node):
                     del self.cotangents[node]
             if not self.retain and isinstance(node, Node):
                 node.free(self.site)
+            self.saved.pop(node, None)
 
     def _arrive(self, node: Any, index: int, gradient: Any) -> None:
         if gradient is None:
@@ -101,7 +109,9 @@ class Walk:
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
         """From the cotangents of a node's outputs to those of its inputs."""
         if isinstance(node, FunctionNode):
-            gradients: Iterable[Any] = node.gradients([self._dense(node, i, a) for i, a in enumerate(arrived)])
+            gradients: Iterable[Any] = node.gradients(
+                [self._dense(node, i, a) for i, a in enumerate(arrived)], self.saved[node]
+            )
             for i, gradient in enumerate(gradients):
                 if i in indices:
                     self._deliver(node, i, gradient)
@@ -127,7 +137,7 @@ class Walk:
             (self._record if self.create else self._push)(node, pushed, cotangents)
 
     def _deliver(self, node: Node, index: int, gradient: Any) -> None:
-        edge = node.edges[index]
+        edge = self.edges[node][index]
         if edge is not None:
             self._arrive(edge[0], edge[1], gradient)
 
@@ -189,9 +199,9 @@ class Walk:
         """The texts on arrays, recorded, so that their results can be differentiated again."""
         op = node.op
         values: dict[Any, Any] = dict(cotangents)
-        for key in node.saved:
+        for key, kept in self.saved[node].items():
             if key not in op.definitions:
-                values[key] = _array(node.saved[key])
+                values[key] = Array._from_saved(kept, node) if isinstance(kept, Saved) else kept
         if op.variadic in node.names:
             values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
         for name, text in op.definitions.items():
@@ -240,6 +250,7 @@ class Walk:
             )
             for text, part in group
         ]
+        saved = self.saved[node]
         values: dict[str, Any] = {}
 
         def plan() -> Admission:
@@ -257,11 +268,11 @@ class Walk:
             for name, cotangent in cotangents.items():
                 if name in named:
                     values[name] = resolve(cotangent)
-            for name, kept in node.saved.items():
+            for name, kept in saved.items():
                 if name in named:
                     values[name] = resolve(kept)
             if op.variadic in named:
-                values[op.variadic] = [resolve(node.saved[op.variadic, i]) for i in _variadic(node)]
+                values[op.variadic] = [resolve(saved[op.variadic, i]) for i in _variadic(node)]
             launch = GradientLaunch(op, values, node.attributes, parts)  # type: ignore[arg-type]
             writes = [out._chunk.buffer.variable for out in outs.values()]
             return gradient_operation(launch, node.recorded_at), reads, writes, (), [], [], False
@@ -274,15 +285,11 @@ class FunctionNode(Node):
     """The node of a user's `Function`: its backward is called during the walk."""
 
     __slots__ = ("gradients",)
-    gradients: Callable[[list[Any]], Iterable[Any]]
+    gradients: Callable[[list[Any], dict[Any, Any]], Iterable[Any]]
 
 
 def _variadic(node: Node) -> range:
     return range(len(node.op.inputs), len(node.metas))
-
-
-def _array(kept: Any) -> Any:
-    return Array._from_saved(kept) if isinstance(kept, Saved) else kept
 
 
 def reshaped(g: Array, shape: tuple[int, ...]) -> Array:

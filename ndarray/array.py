@@ -16,7 +16,7 @@ import numpy as np
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError, Engine, Operation, Variable
 from ._late import autograd, numpy_face
-from .buffer import Admission, Buffer, Chunk, Saved, Writing, hold
+from .buffer import Admission, Buffer, Chunk, Lease, Saved, Writing, hold, share
 from .context import Context, as_context
 from .device import RawArray, device_of
 from .dtype import DType, as_dtype
@@ -80,21 +80,23 @@ class Array:
         return new
 
     @classmethod
-    def _from_saved(cls, saved: Saved) -> Self:
-        """An array over the buffer of a saved value: they share it until one of them writes."""
+    def _from_saved(cls, saved: Saved, node: Any) -> Self:
+        """An array over the buffer of a value that `node` saved: they share it until one of them writes."""
         chunk = Chunk(saved.buffer, saved.context)
+        new = cls._over(chunk, saved.shape, saved.strides, saved.offset)
         owner = saved.owner()
         engine = saved.buffer.engine
 
         def plan() -> Admission:
             keep: list[Any] = [chunk.buffer]
-            chunk.buffer = saved.buffer  # private until the commit
+            chunk.buffer, new._offset = saved.buffer, saved.offset  # private until the commit
             others = [owner] if owner is not None and owner.buffer is saved.buffer else []
-            return None, (), (), (), hold(saved.buffer, [chunk, *others], keep), keep, False
+            return None, (), (), (), share(saved.buffer, [chunk, *others], keep), keep, False
 
         engine.admit(plan)
-        chunk.line = Line(saved.shape, saved.strides, saved.offset, saved.entry)
-        return cls._over(chunk, saved.shape, saved.strides, saved.offset)
+        entry = (node, saved.entry) if type(saved.entry) is int else saved.entry
+        chunk.line = Line(new._shape, new._strides, new._offset, entry)
+        return new
 
     def _covers_chunk(self) -> bool:
         return math.prod(self._shape) == self._chunk.buffer.size
@@ -155,17 +157,17 @@ class Array:
 
     # ---- waiting ---------------------------------------------------------------------------------------------------
 
-    def _hold(self) -> tuple[Saved, Operation | None]:
-        """The bytes as of now, held against later writes, and the operation to wait for."""
+    def _hold(self) -> tuple[Lease, Operation | None]:
+        """The bytes as of now, which stay where they are, and the operation to wait for."""
         chunk = self._chunk
-        saved = Saved(chunk, chunk.buffer, self._shape, self._strides, self._offset)
+        saved = Lease(chunk, chunk.buffer, self._shape, self._strides, self._offset)
         writer: list[Operation | None] = [None]
 
         def plan() -> Admission:
             keep: list[Any] = []
             saved.buffer = chunk.buffer
             writer[0] = chunk.buffer.variable.writer
-            return None, (), (), (), hold(saved.buffer, [saved], keep), keep, False
+            return None, (), (), (), hold([saved], keep), keep, False
 
         chunk.buffer.engine.admit(plan)
         return saved, writer[0]
@@ -175,8 +177,9 @@ class Array:
 
         Sync: blocks.   Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
         """
-        buffer = self._chunk.buffer
-        buffer.engine.wait_for_var(buffer.variable, timeout)
+        writer = self._chunk.buffer.variable.writer  # one moment: no other thread comes in between these reads
+        if writer is not None:
+            writer.wait(timeout)
 
     def wait_to_write(self, timeout: float | None = None) -> None:
         """Wait until all operations pushed so far that read or write the current version have finished.
@@ -282,7 +285,7 @@ class Array:
     def detach(self) -> Self:
         """The same memory without the tape: a constant to autograd.  Writes through it change bytes only."""
         new = self._over(self._chunk, self._shape, self._strides, self._offset)
-        new._line = DETACHED
+        new._line = READ_ONLY if self._line is READ_ONLY else DETACHED
         return new
 
     def __vardag_resolve__(self, mode: str, keep: list[Any]) -> tuple[Variable, str, Any, list[Any], Any]:

@@ -47,7 +47,7 @@ class Buffer:
     The memory is C-ordered, `shape` is only the shape it was allocated in.
     """
 
-    __slots__ = ("__weakref__", "device", "dtype", "engine", "holders", "raw", "shape", "size", "variable")
+    __slots__ = ("__weakref__", "crowd", "device", "dtype", "engine", "holders", "raw", "shape", "size", "variable")
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
         self.engine = engine
@@ -58,6 +58,8 @@ class Buffer:
         self.device = device
         self.raw = raw
         self.holders: list[ref[Holder]] = []
+        #: with so many holders, the dead ones are to be dropped
+        self.crowd = CROWD
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +97,8 @@ class Holder:
 
     __slots__ = ("__weakref__", "buffer")
     buffer: Buffer
+    #: whether a writer may give it a copy elsewhere
+    moves = True
 
     def range(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -123,7 +127,10 @@ class Chunk(Holder):
 
 
 class Saved(Holder):
-    """A value that the tape keeps: a view of a buffer, held against writes, with the entry it had when it was saved."""
+    """A value that the tape keeps: a view of a buffer, held against writes, with the entry it had when it was saved.
+
+    `entry`: an int says that it is this output of the node that keeps it.  (The entry itself would be a cycle.)
+    """
 
     __slots__ = ("context", "dtype", "entry", "offset", "owner", "shape", "strides")
 
@@ -144,22 +151,37 @@ class Saved(Holder):
         return [(setattr, self, "offset", self.offset - low), (setattr, self, "buffer", buffer)]
 
 
+class Lease(Saved):
+    """A value that somebody reads outside of the engine, where no operation can be ordered after the reading: the bytes
+    stay where they are, and who wants to write there goes elsewhere."""
+
+    __slots__ = ()
+    moves = False
+
+
 # ---- plans: called under P, change nothing, return steps ------------------------------------------------------------
 
 
-def hold(buffer: Buffer, holders: Sequence[Holder], keep: list[Any]) -> list[Step]:
+def share(buffer: Buffer, holders: Sequence[Holder], keep: list[Any]) -> list[Step]:
     """Steps that register holders with the buffer whose bytes they need.  Chunks that share a buffer must all hold it.
 
-    Dead references are dropped whenever the list has doubled.
+    Once for each buffer in a plan: the list is replaced, without the dead references, whenever it has doubled.
     """
     known = buffer.holders
-    new = [ref(h) for h in holders if type(h) is Saved or not any(r() is h for r in known)]
-    n = len(known)
-    if n < 16 or n & (n - 1):
+    new = [ref(h) for h in holders if isinstance(h, Saved) or not any(r() is h for r in known)]
+    if len(known) < buffer.crowd:
         return [(list.append, known, r) for r in new]
     keep.append(known)
-    alive = [r for r in known if (h := r()) is not None and h.buffer is buffer]
-    return [(setattr, buffer, "holders", alive + new)]
+    alive = [r for r in known if (h := r()) is not None and h.buffer is buffer] + new
+    return [(setattr, buffer, "holders", alive), (setattr, buffer, "crowd", max(CROWD, 2 * len(alive)))]
+
+
+def hold(values: Sequence[Saved], keep: list[Any]) -> list[Step]:
+    """Steps that hold values, of whatever buffers."""
+    by_buffer: dict[Buffer, list[Holder]] = {}
+    for saved in values:
+        by_buffer.setdefault(saved.buffer, []).append(saved)
+    return [step for buffer, holders in by_buffer.items() for step in share(buffer, holders, keep)]
 
 
 def conflicts(buffer: Buffer, writer: Chunk | None, low: int, high: int) -> list[Holder]:
@@ -180,7 +202,7 @@ def _copy(holder: Holder) -> Admission:
     low, high = holder.range()
     shape = old.shape if (low, high) == (0, old.size) else (high - low,)
     new = Buffer(old.engine, shape, old.dtype, old.device)
-    if type(holder) is Saved:
+    if isinstance(holder, Saved):
         new.holders.append(ref(holder))
 
     def prepare() -> Sequence[Step]:
@@ -219,12 +241,14 @@ class Writing:
                 self.steps += count("renames")
         elif held:
             holders_bytes = sum(last - first for first, last in (h.range() for h in held))
-            self.first = _copy(held[0] if holders_bytes <= buffer.size else chunk)
+            moves = holders_bytes <= buffer.size and all(h.moves for h in held)
+            self.first = _copy(held[0] if moves else chunk)
         self.buffer = buffer
 
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
+CROWD = 16  # holders of one buffer
 CHEAP = 16384  # elements: what a kernel that takes well under 5 us per pass may have to run inside its push
 
 _counts = {"copies": 0, "renames": 0}

@@ -10,10 +10,13 @@ A *scope* says whether this context (thread or asyncio task) is recording.  The 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from .shape import Shape, Strides, extent
+
+T = TypeVar("T")
 
 
 class Line:
@@ -60,6 +63,16 @@ IDLE = Scope(None, False, False)
 PAUSED = Scope(None, False, True)
 
 scope: ContextVar[Scope] = ContextVar("vardag_scope", default=IDLE)
+
+
+def within(new: Scope, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)`` in another scope; every way out restores the old one, an interrupt too."""
+    old = scope.get()
+    try:
+        scope.set(new)
+        return function(*arguments)
+    finally:
+        scope.set(old)
 
 
 def pause_here() -> None:

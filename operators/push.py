@@ -22,7 +22,7 @@ import numpy as np
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError, Engine, Error, Kind, Operation, Variable
 from ..ndarray.array import Array, describe
-from ..ndarray.buffer import Admission, Buffer, Chunk, Saved, Step, Writing, hold
+from ..ndarray.buffer import Admission, Buffer, Chunk, Saved, Step, Writing, hold, share
 from ..ndarray.context import Context, as_context
 from ..ndarray.device import RawArray, device_of
 from ..ndarray.dtype import DType
@@ -160,12 +160,13 @@ class _Push:
     """One push: `plan` is called by the engine under its order lock, perhaps several times.
 
     `results`: the outputs, fresh or given.   `targets`: positions of those given.   `updated`: the operands that the
-    kernel changes in place.   `hidden`: a chunk for each saved output that is made.
+    kernel changes in place.   `hidden`: a chunk for each saved output that is made.   `versions`: of which version of
+    an operand, by position, an earlier try holds the bytes.
     """
 
     __slots__ = (
         "attributes", "engine", "hidden", "inputs", "made", "node", "op", "place", "recorder", "results", "seed",
-        "targets", "updated",
+        "targets", "updated", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +186,7 @@ class _Push:
         self.seed: Any = None
         self.targets: Sequence[int] = ()
         self.updated: Sequence[Array] = ()
+        self.versions: dict[int, int] = {}
         self.hidden: list[Chunk | None] = []
         if op.saves:
             device = device_of(place)
@@ -194,8 +196,8 @@ class _Push:
     def writes_to(self, targets: Sequence[int]) -> None:
         """The operation writes to arrays that others know: check that no two of its operands clash."""
         op = self.op
-        updated = [self.inputs[op.inputs.index(name)] for name in op.updates]
-        self.targets, self.updated = targets, [x for x in updated if isinstance(x, Array)]
+        where = [op.inputs.index(name) for name in op.updates]
+        self.targets, self.updated = targets, [x for i in where if isinstance(x := self.inputs[i], Array)]
         changed = [*(self.results[i] for i in targets), *self.updated]
         for i, a in enumerate(changed):
             if a._line is READ_ONLY:
@@ -203,7 +205,7 @@ class _Push:
             if any(_overlap(a, b) for b in changed[i + 1 :]):
                 raise refusal(op, self.inputs, ValueError("two arrays that it changes share memory"))
         for a in self.updated:
-            if any(isinstance(x, Array) and x is not a and _overlap(a, x) for x in self.inputs):
+            if any(isinstance(x, Array) and i not in where and _overlap(a, x) for i, x in enumerate(self.inputs)):
                 raise refusal(op, self.inputs, ValueError("an array that it changes is also its operand"))
 
     # ---- under P ---------------------------------------------------------------------------------------------------
@@ -240,7 +242,7 @@ class _Push:
             steps += self._save(launch, keep)
         if recorder is not None:
             for i in self.targets:
-                steps += recorder.written(self.node, i, self.results[i])
+                steps += recorder.written(self.node, i, self.results[i], keep)
         return self._operation(launch), reads, writes, updates, steps, keep, False
 
     def _outputs(
@@ -285,14 +287,20 @@ class _Push:
     def _hold_overwritten(self, given: Sequence[Array], keep: list[Any]) -> list[Step]:
         """Hold the operands that the tape keeps and this push overwrites, before the write is decided about."""
         node = self.node
-        steps: list[Step] = []
+        new: list[Saved] = []
         for i, x in enumerate(self.inputs):
             if isinstance(x, Array) and node.keeps(i) and any(_overlap(x, target) for target in given):
-                saved = node.saved.get(node.key(i))
-                if saved is None or not any(r() is saved for r in saved.buffer.holders):
+                saved, version = node.saved.get(node.key(i)), x._chunk.version
+                # Held by an earlier try of this push, if nobody has written in between (a finalizer can).
+                if (
+                    saved is None
+                    or self.versions.get(i) != version
+                    or not any(r() is saved for r in saved.buffer.holders)
+                ):
+                    self.versions[i] = version
                     node.saved[node.key(i)] = saved = self._saved(x, i)
-                    steps += hold(saved.buffer, [saved], keep)
-        return steps
+                    new.append(saved)
+        return hold(new, keep)
 
     def _saved(self, x: Array, index: int) -> Saved:
         return Saved(x._chunk, x._chunk.buffer, x._shape, x._strides, x._offset, self.node.edges[index])
@@ -301,7 +309,7 @@ class _Push:
         """Holds on what the gradient texts name: operands, outputs and saved outputs."""
         node, op = self.node, self.op
         given = [self.results[i] for i in self.targets]
-        steps: list[Step] = []
+        new: list[Saved] = []
         for i, x in enumerate(self.inputs):
             if not node.keeps(i):
                 continue
@@ -310,14 +318,14 @@ class _Push:
                 node.saved[key] = x
             elif not any(_overlap(x, target) for target in given):  # those are held by now, perhaps in another buffer
                 node.saved[key] = saved = self._saved(x, i)
-                steps += hold(saved.buffer, [saved], keep)
+                new.append(saved)
         chunks = [*(result._chunk for result in self.results), *self.hidden]
         for i, name in enumerate((*op.outputs, *op.saves)):
             chunk, result = chunks[i], launch.results[i]
             if name in node.names and chunk is not None and result is not None:
-                node.saved[name] = saved = Saved(chunk, *result[:4], (node, i))
-                steps += hold(saved.buffer, [saved], keep)
-        return steps
+                node.saved[name] = saved = Saved(chunk, *result[:4], i)
+                new.append(saved)
+        return hold(new, keep)
 
     def _operation(self, launch: Launch) -> Operation:
         op = self.op
@@ -391,7 +399,7 @@ def _alias(
         chunk.buffer = source.buffer  # private until the commit
         if recorder is not None:
             node = recorder.node(node, op, inputs, attributes, made, ())
-        return None, (), (), (), hold(source.buffer, [chunk, source], keep), keep, False
+        return None, (), (), (), share(source.buffer, [chunk, source], keep), keep, False
 
     engine.admit(plan)
     result = cls._over(chunk, shape or zero_d, strides, x._offset)
