@@ -424,6 +424,29 @@ def test_a_failed_push_records_nothing() -> None:
     assert grads(x) == [[2, 2, 2]]
 
 
+class Keeping(autograd.Function):
+    """exp, which saves its output."""
+
+    def forward(self, x: Any) -> Any:
+        y = nd.exp(x)
+        self.save_for_backward(y)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        (y,) = self.saved_tensors
+        return dy * y
+
+
+def test_a_saved_output_can_be_differentiated_again() -> None:
+    x = marked(dtype="float64")
+    with autograd.record():
+        y = Keeping()(x)
+        g = autograd.grad(y, x, create_graph=True)
+        h = autograd.grad(g, x, create_graph=True)
+    h.backward()
+    np.testing.assert_allclose(x.grad.asnumpy(), np.exp([1.0, 2, 3]), rtol=1e-12)
+
+
 # ---- a training loop -----------------------------------------------------------------------------------------------
 
 
@@ -517,6 +540,12 @@ def test_nothing_of_a_graph_is_kept() -> None:
         saved = [weakref.ref(s) for s in y._chunk.line.entry[0].saved.values()]
         y.backward()
         assert saved and [s() for s in saved] == [None] * len(saved)
+        # nodes that keep their own output: exp, and a Function that saves what it returns
+        for f in (nd.exp, Keeping()):
+            y = record(lambda f=f: f(x * x))
+            node = weakref.ref(y._chunk.line.entry[0])
+            del y
+            assert node() is None, f
     finally:
         gc.enable()
 
