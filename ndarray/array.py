@@ -279,7 +279,7 @@ class Array:
 
     @property
     def T(self) -> Self:
-        """The axes in reverse order (in the nd face a copy that shares memory until someone writes)."""
+        """The axes in reverse order: a view (in the nd face a copy)."""
         return self._transposed(tuple(range(self.ndim))[::-1])
 
     def detach(self) -> Self:

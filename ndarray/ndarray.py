@@ -46,7 +46,7 @@ class NDArray(Array):
 
     @property
     def T(self) -> NDArray:
-        """The axes in reverse order: a copy that shares memory until someone writes."""
+        """The axes in reverse order: a copy."""
         return self._ops.transpose(self)  # type: ignore[no-any-return]
 
     def asscalar(self) -> Any:

@@ -389,6 +389,8 @@ def _alias(
         return None
     recorder = scope.get().recorder
     shape, strides = geometry
+    if strides is not None and cls is not Array:
+        return None  # in the nd face a copy is C-ordered, so that reshaping it is a view of it
     source = x._chunk
     chunk = Chunk(source.buffer, place)
     node: Any = None
