@@ -131,7 +131,7 @@ def training(batch: int) -> dict[str, Work]:
             loss.backward()
             with torch.no_grad():
                 for w in tp:
-                    w -= 0.01 * w.grad
+                    w.sub_(0.01 * w.grad)
                     w.grad = None
             return loss.item()
 
