@@ -16,7 +16,7 @@ from .errors import (
     InternalError,
     OperatorError,
 )
-from .lifecycle import add_kernel_context_hook, current, default, set_default
+from .lifecycle import add_kernel_context_hook, current, default, profile, set_default
 from .operation import Kind, Operation, State, user_context_hooks
 from .profiler import Profile
 from .site import describe, here, line_of
@@ -50,6 +50,7 @@ __all__ = [
     "describe",
     "here",
     "line_of",
+    "profile",
     "set_default",
     "user_context_hooks",
 ]

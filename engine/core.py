@@ -19,7 +19,7 @@ from .atomic import locked
 from .claims import here_and_now
 from .contract import Contract, SavedOperator
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
-from .operation import DONE, Kind, Operation, fresh_error
+from .operation import DONE, RUNNING, Kind, Operation, fresh_error
 from .profiler import Profile
 from .ready import Lane
 from .serial import Serial
@@ -328,11 +328,32 @@ class Engine(Contract):
             lifecycle.log_unseen([fresh_error(r, 0, None) for r in roots if not r.seen], more)
 
     def cancel_pending(self) -> int:
-        """Ask that nothing pending be started; returns how many operations were asked.
+        """Ask that nothing that has not started be started; returns how many operations were asked.
 
-        They end in their turn with `Cancelled`, which poisons what they would have changed.  Sync: never blocks.
+        They end in their turn (after what they depend on, even so) with `Cancelled`, which poisons what they would
+        have changed; a whole overwrite heals that as always.  What runs goes on to its end.
+
+        Sync: never blocks.
+
+        Examples
+        --------
+        >>> from vardag.engine import Cancelled, Engine
+        >>> from vardag.engine.testing import Gate
+        >>> with Engine(workers=1) as e:
+        ...     v, gate = e.new_variable(), Gate()
+        ...     _ = e.push(gate, updates=[v])
+        ...     gate.wait_entered()
+        ...     _ = e.push(lambda: print("never"), updates=[v])
+        ...     print(e.cancel_pending())
+        ...     gate.open()
+        ...     try:
+        ...         e.wait_for_var(v)
+        ...     except Cancelled:
+        ...         print("cancelled")
+        1
+        cancelled
         """
-        ops = self._pending()
+        ops = [o for o in self._pending() if o.state is not RUNNING and o.state is not DONE]
         for o in ops:
             o.cancel()
         return len(ops)

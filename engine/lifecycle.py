@@ -21,11 +21,12 @@ from .atomic import locked
 from .claims import here_and_now
 from .errors import Cancelled, EngineTimeout
 from .operation import DONE, Fate, Root
+from .profiler import Profile
 
 if TYPE_CHECKING:
     from .core import Engine
 
-log = logging.getLogger("vardag.engine")
+log = logging.getLogger("vardag")
 
 # All engines of the process, for fork and exit.  Plain references, pruned when one is added: a WeakSet runs Python code
 # when a member dies, and what a signal handler throws there is lost.
@@ -88,6 +89,22 @@ def _make_default() -> Engine:
 def current() -> Engine:
     """The engine of the innermost ``with engine:`` or ``with engine.use():`` of this context, else the default one."""
     return _current.get() or default()
+
+
+def profile() -> Profile:
+    """The current engine's profile: a context manager that records every operation pushed while it is open.
+
+    Examples
+    --------
+    >>> from vardag import engine
+    >>> with engine.Engine(workers=1) as e:
+    ...     with engine.profile() as p:
+    ...         _ = e.push(lambda: None, name="nothing")
+    ...         e.waitall()
+    ...     [x.name for x in p.events]
+    ['nothing']
+    """
+    return current().profile()
 
 
 def set_default(engine: Engine | None) -> Engine | None:

@@ -101,13 +101,11 @@ def _audit(engine: Engine) -> None:
 # ==================================================================================================== bytecode
 def package_functions() -> list[Any]:
     """All functions and methods of the engine's modules, testing and plotting aside."""
-    import vardag.engine as package
-
     found = []
-    for info in pkgutil.iter_modules(package.__path__):
+    for info in pkgutil.iter_modules(sys.modules[__package__].__path__):
         if info.name in ("testing", "profiler"):
             continue
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        module = importlib.import_module(f"{__package__}.{info.name}")
         for value in vars(module).values():
             if getattr(value, "__module__", None) == module.__name__:
                 members: Iterable[Any] = vars(value).values() if isinstance(value, type) else (value,)

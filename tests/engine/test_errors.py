@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import json
+import logging
 import pickle
 import traceback
 import weakref
@@ -279,11 +280,60 @@ def test_cancel_pending():
         v, gate = e.new_variable(), Gate()
         e.push(gate, updates=[v])
         gate.wait_entered()
-        e.push(lambda: None, updates=[v])
-        assert e.cancel_pending() == 2
+        ran = []
+        waiting = [e.push(lambda: ran.append(1), updates=[v]) for _ in range(3)]
+        beside = e.push(lambda: ran.append(2))
+        assert e.cancel_pending() == 4  # not the one that runs
+        assert e.cancel_pending() == 4
+        after = e.push(lambda: 3, updates=[w := e.new_variable()])
+        assert not any(op.done for op in (*waiting, beside))  # in their turn
         gate.open()
+        for op in (*waiting, beside):
+            with pytest.raises(Cancelled):
+                op.wait(30)
+        after.wait(30)
+        e.wait_for_var(w)
         with pytest.raises(Cancelled):
             e.wait_for_var(v)
+        e.push(lambda: ran.append("healed"), writes=[v])
+        e.wait_for_var(v)
+        assert ran == ["healed"]
+        e.waitall()  # each was seen
+
+
+def test_cancel_one():
+    with Engine("ThreadedEnginePooled", workers=1) as e:
+        gate, ran = Gate(), []
+        running = e.push(gate)
+        gate.wait_entered()
+        one, two = e.push(lambda: ran.append(1)), e.push(lambda: ran.append(2))
+        running.cancel()  # it has started: nothing happens
+        one.cancel()
+        gate.open()
+        two.wait()
+        running.wait()
+        assert isinstance(one.error, Cancelled)
+        two.cancel()
+        assert two.error is None
+        assert ran == [2]
+
+
+def test_errors_nobody_saw_are_logged_at_stop(caplog):
+    """Each root once, with its lines; none of those that a wait has raised; not what was merely poisoned by them."""
+    with caplog.at_level(logging.ERROR, "vardag"), Engine(workers=1) as e:
+        a, b = e.new_variable(), e.new_variable()
+        e.push(fails(KeyError("unseen")), writes=[a], name="lost")
+        e.push(lambda: None, updates=[a])
+        e.push(fails(ValueError("seen")), writes=[b])
+        with pytest.raises(ValueError, match="seen"):
+            e.wait_for_var(b)
+    (record,) = caplog.records
+    assert record.name == "vardag"
+    for part in ("KeyError: 'unseen'", "operator: lost", f"pushed at {__file__}:"):
+        assert part in record.getMessage()
+    e.start()
+    e.stop()
+    assert len(caplog.records) == 1  # and only once
 
 
 def test_inline_kernel_that_fails_poisons():
