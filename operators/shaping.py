@@ -42,7 +42,7 @@ def _set(out: Any, value: Any) -> Any:
 
 
 def _same_geometry(shape: Shape, strides: Strides, attributes: Attributes) -> Geometry:
-    return shape, strides
+    return (shape, None) if strides is None else None
 
 
 @operator(
