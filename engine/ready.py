@@ -1,20 +1,30 @@
 """Ready queues: which of the ready operations runs next, and who is woken for it.
 
-Owns `Lane` (a heap, a bell, its workers' threads) and the ranks.  The heap belongs to lock T; the bell is atomic by
-itself.
+Owns `Lane` (a heap, a bell, its workers' threads), the ranks, and ageing.  The heap belongs to lock T; the bell is
+atomic by itself.
+
+Guarantees, per lane: the next pick is the ready operation of the highest priority, and of these the one pushed first;
+but every `AGE_EVERY`-th pick is the one pushed first of all.  So a ready operation before which k others were pushed
+that are not done is picked at the latest as number ``AGE_EVERY * (k + 1)`` from now, whatever is pushed later and
+however urgent it is; and an urgent one is picked next or, if age has its turn, the one after.  (Waits that help are no
+picks: they take what they need.)  Ageing starts with the first priority that is not 0, and costs nothing before;
+under a schedule of its own (`testing.Seeded`) an engine has none.     [test_priority.py]
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from .operation import Operation
+from .atomic import Step, commit
+from .operation import READY, Operation
 
 Entry = tuple[Any, int, Operation]
 Rank = Callable[[Operation], Any]
+AGE_EVERY = 64  # every so many picks of a lane the oldest ready operation is taken, whatever its priority
 
 
 def by_priority(op: Operation) -> Any:
@@ -35,12 +45,16 @@ class Lane:
     rings on. Whoever takes a token looks at the heap afterwards, under T.
     """
 
-    __slots__ = ("bell", "heap", "name", "started", "stopping", "threads", "up", "workers")
+    __slots__ = ("aged", "bell", "heap", "mixed", "name", "picks", "started", "stopping", "threads", "up", "workers")
 
     def __init__(self, name: str, workers: int) -> None:
         self.name = name
         self.workers = workers
         self.heap: list[Entry] = []  # T: (rank, seq, op).  Entries of operations no longer READY are stale: skipped
+        self.mixed = False  # T: a priority other than 0 was here; only ever set.  The next two count from then on
+        self.picks = 0  # T: since the last one by age
+        # T: (seq, op), a heap: all READY ones of `heap`, and stale ones; None until a pick by age needs it.
+        self.aged: list[tuple[int, Operation]] | None = None
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.started = False
@@ -62,8 +76,58 @@ class Lane:
     def renew(self) -> None:
         """Empty, without threads: in a forked child."""
         self.heap, self.bell, self.threads = [], SimpleQueue(), []
+        self.aged, self.mixed, self.picks = None, False, 0
         self.started = self.stopping = False
         self.up = SimpleQueue()
 
     def __repr__(self) -> str:
         return f"<Lane {self.name}, {self.workers} workers>"
+
+
+def mix(steps: list[Step], op: Operation, rank: Rank) -> None:
+    """T held.  What ageing asks of an operation that becomes READY in a mixed lane, or makes it one."""
+    lane = op.lane
+    if rank is by_priority:
+        if not lane.mixed:
+            steps.append((setattr, lane, "mixed", True))
+        if lane.aged is not None:
+            steps.append((heappush, lane.aged, (op.seq, op)))
+
+
+def by_age(lane: Lane, best: Operation, steps: list[Step], keep: list[Operation]) -> Operation:
+    """T held, ticket taken, the lane mixed.  Which operation to pick, and its steps; `best` is the top of the heap.
+
+    `steps` holds the pop of `best`.  If what is returned is not READY, the steps only take a stale entry off; what they
+    drop is in `keep`, so that it does not die inside the commit.
+    """
+    if best.state is not READY:
+        return best
+    aged = lane.aged
+    if lane.picks + 1 < AGE_EVERY:
+        steps.append((setattr, lane, "picks", lane.picks + 1))
+        if aged and aged[0][1].state is not READY:  # one for each pick: so they do not pile up
+            keep.append(aged[0][1])
+            steps.append((heappop, aged))
+        return best
+    if not aged:
+        aged = sorted((seq, op) for _, seq, op in lane.heap if op.state is READY)
+        take: Step = (setattr, lane, "aged", aged[1:])
+    else:
+        take = (heappop, aged)
+    oldest = aged[0][1]
+    if oldest is not best:
+        steps.clear()  # its entry in the heap stays there, stale
+    if oldest.state is READY:
+        steps.append((setattr, lane, "picks", 0))
+    steps.append(take)
+    return oldest
+
+
+def forget_ages(lane: Lane, guard: list[Any]) -> None:
+    """T held.  Nothing is in the heap: what the queue by age still holds is stale."""
+    t = object()
+    guard[0] = t
+    old = lane.aged
+    if not lane.heap:
+        commit(guard, t, [(setattr, lane, "aged", None)])
+    del old  # its operations die after the commit

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heappop
 from itertools import starmap
 from queue import SimpleQueue
 from time import monotonic
@@ -26,7 +26,7 @@ from .atomic import Step, attempt, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .errors import Cancelled, DeadlockError
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
-from .ready import Lane
+from .ready import AGE_EVERY, Lane, by_age, forget_ages
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
 
@@ -159,20 +159,20 @@ class Runner(Admission):
             else:
                 steps = self._done_steps(op, fate, others)
         job: Job | None = None
-        if len(others) == 1 and others[0].lane is lane:
+        if len(others) == 1 and others[0].lane is lane and (not lane.mixed or lane.picks + 1 < AGE_EVERY):
             # The common case, a chain: my successor against the top of the heap, without a detour through it.
             s = others[0]
             if not heap or (rank(s), s.seq) < heap[0][:2]:
                 best = s
                 others.clear()
-        if others:
-            for s in others:
-                steps.append((heappush, s.lane.heap, (rank(s), s.seq, s)))
-                steps.append((SimpleQueue.put, s.lane.bell, None))
-            # What to claim is seen next time round: the heap has to be changed first.
+                if lane.mixed:
+                    steps.append((setattr, lane, "picks", lane.picks + 1))
+        if others or (steps and best is None and lane.mixed):
+            self._place(steps, others)
+            # What to claim is seen next time round: the heap has to be changed first, or age be looked at.
             if commit(self._guard_t, t, steps):
                 mine[0] = None
-                if self._instrument is not None:
+                if others and self._instrument is not None:
                     self._instrument.ready(others)
                 self._claim_top(lane, busy, mine)
                 return True
@@ -213,6 +213,7 @@ class Runner(Admission):
     def _claim_top(self, lane: Lane, busy: Any, mine: list[Job | None]) -> None:
         """T held.  READY -> RUNNING for the best of the heap; ``mine[0]`` is the claimed job or None."""
         heap = lane.heap
+        keep: list[Operation] = []
         mine[0] = None
         while heap and mine[0] is None:
             t = object()
@@ -221,6 +222,8 @@ class Runner(Admission):
                 return
             op = heap[0][2]
             steps: list[Step] = [(heappop, heap)]
+            if lane.mixed:
+                op = by_age(lane, op, steps, keep)
             if op.state is READY:
                 token = object()
                 claim = [token, busy, get_ident(), monotonic()]
@@ -231,6 +234,8 @@ class Runner(Admission):
                     # Non-empty: whoever takes that token looks at this heap afterwards (I4).
                     steps.append((SimpleQueue.put, lane.bell, None))
             commit(self._guard_t, t, steps)
+        if lane.aged and not heap:
+            forget_ages(lane, self._guard_t)
 
     # ================================================================================================ the serial engine
     def _run_ready(self) -> None:

@@ -80,6 +80,11 @@ def audit(engine: Engine) -> None:
 
 
 def _audit(engine: Engine) -> None:
+    for lane in engine._lanes.values():
+        aged = None if lane.aged is None else {id(o) for _, o in lane.aged}
+        assert aged is None or all(id(o) in aged for _, _, o in lane.heap if o.state is READY), (
+            "not in the queue by age"
+        )
     queued = {id(o) for lane in engine._lanes.values() for _, _, o in lane.heap}
     assert engine._inlining is None, "a kernel within a push left its mark"
     for o in engine._inbox:

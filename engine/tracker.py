@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 from .atomic import Step, commit, locked, setitem
 from .errors import Cancelled
 from .operation import DONE, OK, PENDING, READY, RUNNING, Fate, Operation, Root, worst
-from .ready import Lane, Rank, by_priority
+from .ready import Lane, Rank, by_priority, mix
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -120,7 +120,10 @@ class Tracker:
             if count:
                 steps += ((setattr, o, "wait_count", count), (setattr, o, "state", PENDING))
             else:
-                steps += ((setattr, o, "state", READY), (heappush, o.lane.heap, (rank(o), seq, o)))
+                lane, r = o.lane, rank(o)
+                steps += ((setattr, o, "state", READY), (heappush, lane.heap, (r, seq, o)))
+                if r or lane.mixed:
+                    mix(steps, o, rank)
                 ready.append(o)
             steps += ((setitem, live, seq, o), (popleft, inbox))
 
@@ -187,8 +190,11 @@ class Tracker:
         """Into the heap, and a token for each lane concerned."""
         rank = self._rank
         for s in ready:
-            steps.append((heappush, s.lane.heap, (rank(s), s.seq, s)))
-            steps.append((SimpleQueue.put, s.lane.bell, None))
+            lane, r = s.lane, rank(s)
+            steps.append((heappush, lane.heap, (r, s.seq, s)))
+            if r or lane.mixed:
+                mix(steps, s, rank)
+            steps.append((SimpleQueue.put, lane.bell, None))
 
 
 def retire(op: Operation) -> None:

@@ -69,6 +69,7 @@ class World:
 
         user = kind == "user"
         op = Operation(Kind.USER if user else Kind.ATOMIC, run if user else lambda: steps, kind, cheap=kind == "tiny")
+        op.priority = len(self.created) % 3
         self.created.append((op, (log, mark, eff_r, eff_u, eff_w, fail)))
         self.engine.admit(lambda: (op, reads, writes, updates, (), [], False))
         return op
