@@ -28,6 +28,7 @@ from vardag.engine import (
 )
 from vardag.engine.errors import rebuild
 from vardag.engine.testing import Gate
+from vardag.engine.testing import raiser as fails
 
 KINDS = ["NaiveEngine", "ThreadedEnginePooled", "ThreadedEnginePerDevice"]
 
@@ -36,13 +37,6 @@ KINDS = ["NaiveEngine", "ThreadedEnginePooled", "ThreadedEnginePerDevice"]
 def engine(request):
     with Engine(request.param, workers=2) as e:
         yield e
-
-
-def fails(error):
-    def fn():
-        raise error
-
-    return fn
 
 
 def line() -> int:
@@ -232,12 +226,16 @@ def test_sticky_poison_pins_no_memory(engine):
 
 def test_the_traceback_keeps_its_lines(engine):
     v = engine.new_variable()
-    engine.push(fails(ValueError("x")), writes=[v])
+
+    def fn():
+        raise ValueError("x")
+
+    engine.push(fn, writes=[v])
     with pytest.raises(ValueError, match="x") as info:
         engine.wait_for_var(v)
     text = "".join(traceback.format_exception(info.value))
-    assert f'File "{__file__}", line {fails.__code__.co_firstlineno + 2}, in fn' in text
-    assert "raise error" in text
+    assert f'File "{__file__}", line {fn.__code__.co_firstlineno + 1}, in fn' in text
+    assert 'raise ValueError("x")' in text
 
 
 def test_done_operations_hold_nothing(engine):
