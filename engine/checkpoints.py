@@ -77,12 +77,14 @@ def package_functions() -> list[Any]:
 def lint(functions: Iterable[Any]) -> list[tuple[str, int | None]]:
     """Back jumps that the compiler left outside the ``with`` or ``try`` they belong to (python/cpython#130279).
 
-    Returns (qualified name, line) of each; the engine's code has none.
+    Returns (qualified name, line) of each; the engine's code has none.  From 3.12 on a comprehension has a protected range
+    of its own, which only gives a variable its old value back: it does not count.
     """
     bad = []
     for f in functions:
         for code in _codes(f.__code__):
-            table = list(dis._parse_exception_table(code))  # type: ignore[attr-defined]
+            handlers = {x.offset for x in dis.get_instructions(code) if x.opname == "PUSH_EXC_INFO"}
+            table = [e for e in dis._parse_exception_table(code) if e.target in handlers]  # type: ignore[attr-defined]
             for x in dis.get_instructions(code):
                 if x.opname != "JUMP_BACKWARD":
                     continue
