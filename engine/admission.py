@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .atomic import Step, call, commit, index, locked, setitem
+from .atomic import Step, call, commit, index, locked, setitem, unlocked
+from .claims import here_and_now
 from .errors import ArgumentError, Cancelled, EngineClosed
 from .operation import DONE, NEW, OK, RUNNING, Fate, Kind, Operation, Root, user_context, worst
 from .ready import Lane
@@ -72,12 +73,12 @@ class Admission(Tracker):
         """P held."""
         guard = self._guard_p
         while True:
-            if self._closed:
-                self._refuse()
             if self._inlining is not None:
                 self._promote()
             t = object()
             guard[0] = t
+            if self._closed:
+                self._refuse()
             planned = plan()
             held.append(planned)
             op = planned[0]
@@ -128,6 +129,10 @@ class Admission(Tracker):
         op.pred1 = preds[1] if count > 1 else None
         op.others = tuple(preds[2:]) if count > 2 else ()
         op.sources = sources
+        op.succ = op.watch = ()
+        op.claim = op.blocked = None
+        op.wait_count = op.mark = 0
+        op.context = None if op.kind is ATOMIC or op.kind is Kind.KERNEL else user_context()
         queue = self._queue_steps(op, planned)
         queue += ((deque.append, self._inbox, op), (SimpleQueue.put, op.lane.bell, None))
         if not commit(self._guard_p, t, queue):
@@ -137,7 +142,7 @@ class Admission(Tracker):
         return True
 
     def _queue_steps(self, op: Operation, planned: Plan) -> list[Step]:
-        """The commit that admits `op` as not DONE; sets the fields that only such an operation has."""
+        """The commit that admits `op` as not DONE.  What it sets before that, it sets to the same every time."""
         _, reads, writes, updates, steps, keep, _ = planned
         op.engine = self  # type: ignore[assignment]
         lane = self._lane
@@ -146,11 +151,6 @@ class Admission(Tracker):
             op.lane = lane
         elif type(name) is str:
             op.lane = self._lanes.get(name) or self._new_lane(name)
-        op.succ = op.watch = ()
-        op.claim = op.blocked = None
-        op.wait_count = 0
-        op.context = None if op.kind is ATOMIC or op.kind is Kind.KERNEL else user_context()
-        op.mark = 0
         if op.site is None:
             op.site = here(5)
         out: list[Step] = [(setattr, self, "_seq", op.seq + 1)]
@@ -228,7 +228,7 @@ class Admission(Tracker):
             context.run(deque, starmap(call, whole), 0)
         except BaseException as e:
             self._inlining = None  # no checkpoint between the kernel and this store
-            return self._inline_failed(op, planned, t, e)
+            return self._inline_ended(op, planned, t, e)
         self._inlining = None
         op.fn = op.operands = None
         op.fate = OK
@@ -248,6 +248,16 @@ class Admission(Tracker):
         if not isinstance(e, Exception) or not fails_again(op, context):
             raise e  # it came from outside (a signal handler): the operation is not admitted
         return self._fail_inline(op, planned, t, e)
+
+    def _inline_ended(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool | None:
+        try:
+            return self._inline_failed(op, planned, t, e)
+        except BaseException:
+            if op.state is RUNNING:  # promoted, and now without a runner; `_runner_gone` ends it by its mark
+                assert op.claim is not None
+                op.claim[1].release()
+                self._runner_gone(op)
+            raise
 
     def _inline_failed(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool | None:
         """The C call of an inline kernel raised; `mark` tells where."""
@@ -300,29 +310,35 @@ class Admission(Tracker):
         """
         assert self._inlining is not None
         op, planned = self._inlining
-        if op.state is not NEW or op.mark != 1:
-            return
         t = object()
         self._guard_p[0] = t
+        if op.state is not NEW or op.mark != 1:
+            return
         op.pred0 = op.pred1 = None
         op.others = ()
         op.sources = 0
         op.poison = None
+        # Code that runs inside this very function promotes the operation first, and more happens to it then: so fields
+        # that change later are set by the commit only.                  [test_attacks: test_push_inside_a_promotion]
         out = self._queue_steps(op, planned)
         busy = allocate_lock()
         busy.acquire()  # its runner, the frame below, exists
-        op.claim = [object(), busy, get_ident(), monotonic()]
-        out += ((setitem, self._live, op.seq, op), (setattr, op, "state", RUNNING))
+        fields = (
+            ("succ", ()),
+            ("watch", ()),
+            ("blocked", None),
+            ("context", None),
+            ("claim", [object(), busy, get_ident(), monotonic()]),
+            ("state", RUNNING),
+        )
+        out += ((setattr, op, name, value) for name, value in fields)
+        out.append((setitem, self._live, op.seq, op))
         commit(self._guard_p, t, out)
 
     # -------------------------------------------------------------------------------------------- odds and ends of P
     def _without_t(self, f: Callable[..., Any], *args: Any) -> Any:
         """Run f with T given away: a finalizer inside a T section pushes, and P comes before T."""
-        saved = self._T._release_save()
-        try:
-            return f(*args)
-        finally:
-            self._T._acquire_restore(saved)
+        return unlocked(self._T, f, *args)
 
     def _foreign(self, v: Variable) -> None:
         if v.deleted:
@@ -334,9 +350,12 @@ class Admission(Tracker):
         return self._lane
 
     def _refuse(self) -> None:
-        if self._parking and threading.current_thread() is not threading.main_thread():
-            raise Park
+        if self._parking and not here_and_now.stack and threading.current_thread() is not threading.main_thread():
+            raise Park  # but not inside an operation: exit waits for that to end
         raise EngineClosed("push to a stopped engine; engine.start() starts it again")
+
+    def _runner_gone(self, op: Operation) -> None:
+        """A RUNNING operation lost its runner to an exception.  See running.py."""
 
     def _queued(self) -> None:
         """After a section in which an operation may have been queued: the policy's turn.  See running.py."""

@@ -15,10 +15,10 @@ from typing import Any
 
 from . import lifecycle
 from .admission import Park, park
-from .atomic import locked
+from .atomic import locked, unlocked
 from .claims import here_and_now
 from .contract import Contract, SavedOperator
-from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
+from .errors import ArgumentError, ArgumentTypeError, Cancelled, DeadlockError, EngineClosed, EngineTimeout
 from .operation import DONE, RUNNING, Kind, Operation, fresh_error
 from .profiler import Profile
 from .ready import Lane
@@ -119,6 +119,7 @@ class Engine(Contract):
         self._lanes = {self._lane.name: self._lane}
         self._kernel_context = lifecycle.new_kernel_context()
         self._tokens: list[Token[Engine | None]] = []
+        self._nested_until = 0.0  # at exit: until when operations may push
         lifecycle.register(self)
 
     # ================================================================================================ push
@@ -195,12 +196,12 @@ class Engine(Contract):
     def _push_locked(self, op: Operation, planned: Plan) -> None:
         guard = self._guard_p
         while True:
-            if self._closed:
-                self._refuse()
             if self._inlining is not None:
                 self._promote()
             t = object()
             guard[0] = t
+            if self._closed:
+                self._refuse()
             if self._admit_op(op, planned, t):
                 return
 
@@ -242,8 +243,11 @@ class Engine(Contract):
 
     def _new_lane(self, name: str) -> Lane:
         lane = self._policy.lane(name)
-        if lane.name not in self._lanes:
-            self._lanes = {**self._lanes, lane.name: lane}  # its workers are started after the section
+        while self._lanes.get(lane.name) is not lane:
+            old = self._lanes
+            lanes = {**old, lane.name: lane}  # (3.11) a collection in here may run code that pushes to a new lane too
+            if self._lanes is old:  # no checkpoint from here to the store
+                self._lanes = lanes  # its workers are started after the section
         return lane
 
     # ================================================================================================ observing
@@ -297,14 +301,29 @@ class Engine(Contract):
         for o in here_and_now.stack:
             if o.engine is self and o.state is not DONE:
                 raise DeadlockError(f"[{o.name}] stops the engine that runs it")
-        self._closed = True
+        self._close()
         try:
             self._wait_cut(None if timeout is None else monotonic() + timeout)
         except EngineTimeout:
             self._log_unseen()
             raise
         self._end_workers(None)
+        if self._live or self._inbox:
+            self._start_workers()  # another thread called `start` meanwhile, and pushed before it could see them end
         self._log_unseen()
+
+    def _close(self) -> None:
+        """Refuse pushes: a push that is being planned is either admitted before this returns, or sees it."""
+        if self._T._is_owned():
+            unlocked(self._T, self._close)
+        else:
+            locked(self._P, self._close_locked)
+
+    def _close_locked(self) -> None:
+        if self._inlining is not None:
+            self._promote()
+        self._guard_p[0] = object()  # this thread may be inside a plan of its own, which has to look again
+        self._closed = True
 
     def _end_workers(self, timeout: float | None) -> None:
         lanes = [lane for lane in list(self._lanes.values()) if lane.started]
@@ -312,9 +331,10 @@ class Engine(Contract):
             lane.wait_up(timeout)
             lane.stopping = True
             lane.bell.put(None)
+        end = None if timeout is None else monotonic() + timeout
         for lane in lanes:
             for thread in lane.threads:
-                thread.join(timeout)
+                thread.join(None if end is None else max(0.0, end - monotonic()))
             lane.started = False
         self._started = None
 
@@ -322,10 +342,20 @@ class Engine(Contract):
         """Accept pushes again after `stop`; workers start with the first one.  Sync: never blocks."""
         self._closed = False
 
+    def _refuse(self) -> None:
+        if self._parking and here_and_now.stack:  # exit drains what was pushed before it, and what that pushes
+            if monotonic() < self._nested_until:
+                return
+            raise EngineClosed("push by an operation while the process is ending")
+        super()._refuse()
+
     def _log_unseen(self) -> None:
         roots, more = self._take_unseen()
         if not self._quiet:
-            lifecycle.log_unseen([fresh_error(r, 0, None) for r in roots if not r.seen], more)
+            # Who cancelled knows it; and that exit ends an endless chain is no error of the program.
+            own = (Cancelled, EngineClosed) if self._parking else Cancelled
+            errors = [r for r in roots if not r.seen and not isinstance(r.exc, own)]
+            lifecycle.log_unseen([fresh_error(r, 0, None) for r in errors], more)
 
     def cancel_pending(self) -> int:
         """Ask that nothing that has not started be started; returns how many operations were asked.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context, ContextVar, Token
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from .atomic import locked
 from .claims import here_and_now
 from .errors import Cancelled, EngineTimeout
-from .operation import DONE, Fate, Root
+from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
 from .profiler import Profile
+from .tracker import retire
 
 if TYPE_CHECKING:
     from .core import Engine
@@ -42,7 +45,11 @@ _lock: Any = threading.RLock()
 
 def register(engine: Engine) -> None:
     """Make the engine known to fork and exit."""
-    _engines[:] = [*(r for r in _engines if r() is not None), weakref.ref(engine)]
+    for r in list(_engines):
+        if r() is None:
+            with suppress(ValueError):  # another thread took it off
+                _engines.remove(r)
+    _engines.append(weakref.ref(engine))
 
 
 def living() -> list[Engine]:
@@ -152,36 +159,68 @@ def log_unseen(errors: Sequence[BaseException], more: int = 0) -> None:
 
 
 # ==================================================================================================== exit
-EXIT_GRACE = 2.0  # seconds that exit waits for callbacks of push_async once nothing else is left
+# Exit drains: everything pushed before it runs, and what that pushes, as long as anything can go on.  Seconds:
+EXIT_GRACE = 2.0  # for callbacks of push_async, and functions asleep for ever, once nothing else is left
+EXIT_NESTED = 10.0  # during which operations may go on pushing: an endless chain has to end
+
+_SLEEP = threading.Condition.wait.__code__  # what Event, Barrier, Semaphore and queue.Queue sleep in
 
 
 @atexit.register
 def _at_exit() -> None:
-    for engine in living():
-        _close_at_exit(engine)
-
-
-def _close_at_exit(engine: Engine) -> None:
-    """Drain, then end the workers.  A push by a daemon thread from now on parks that thread: it could only fail
-    noisily.
+    """Drain all engines, then end their workers.  A push by a daemon thread from now on parks that thread: it could
+    only fail noisily.
     """
-    engine._closed = engine._parking = True
-    idle_since = monotonic()
-    while engine._live or engine._inbox:
-        done = engine.statistics().completed
-        try:
-            engine._wait_cut(monotonic() + 0.5)
-        except EngineTimeout:
-            handed_out = not engine._busy()
-            if engine.statistics().completed != done or not handed_out:
-                idle_since = monotonic()
-            if monotonic() - idle_since > EXIT_GRACE:
-                break  # only callbacks that never came
-        except KeyboardInterrupt:
-            engine.cancel_pending()
-            break
-    engine._end_workers(1.0)
-    engine._log_unseen()
+    engines = living()
+    for engine in engines:
+        engine._nested_until = monotonic() + EXIT_NESTED
+        engine._closed = engine._parking = True
+    try:
+        if issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+            _cancel_all(engines)  # it ends by Ctrl-C: do not first do everything that was asked before
+        _drain_all(engines)
+    except KeyboardInterrupt:
+        _cancel_all(engines)
+    for engine in engines:
+        engine._end_workers(1.0)
+        engine._log_unseen()
+
+
+def _cancel_all(engines: list[Engine]) -> None:
+    for engine in engines:
+        engine.cancel_pending()
+
+
+def _drain_all(engines: list[Engine]) -> None:
+    """Together, since an operation of one may wait for another's."""
+    idle_since, before = monotonic(), -1
+    while any(e._live or e._inbox for e in engines):
+        for engine in engines:
+            with suppress(EngineTimeout):
+                engine._wait_cut(monotonic() + 0.2)
+        done = sum(e.statistics().completed for e in engines)
+        if done != before or any(_may_end(e) for e in engines):
+            idle_since, before = monotonic(), done
+        elif monotonic() - idle_since > EXIT_GRACE:
+            for engine in engines:
+                for op in engine._pending():
+                    log.info("given up at exit: %s", engine.explain(op))
+            return
+
+
+def _may_end(engine: Engine) -> bool:
+    """Is anything pending that can go on without a callback, or without being woken from an endless sleep?"""
+    frames = sys._current_frames()
+    for op in engine._pending():
+        claim = op.claim if op.state is RUNNING else None
+        if claim is None:
+            if op.state is READY:
+                return True
+        elif not (op.kind is Kind.ASYNC and op.mark == 1) and op.blocked is None:
+            frame = frames.get(claim[2])
+            if frame is None or frame.f_code is not _SLEEP or frame.f_locals.get("timeout") is not None:
+                return True
+    return False
 
 
 # ==================================================================================================== fork
@@ -190,26 +229,49 @@ def _after_fork_in_child() -> None:
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
     here_and_now.__init__()  # type: ignore[misc]
+    dropped: list[Operation] = []
     for engine in living():
-        _renew(engine)
+        _renew(engine, dropped)
+    for op in dropped:  # last: what their functions held may have finalizers, and those may push
+        retire(op)
 
 
-def _renew(engine: Engine) -> None:
+def _renew(engine: Engine, dropped: list[Operation]) -> None:
+    """No lock is needed: there is one thread.  No commit was cut either, but for a kernel inside its push.
+
+    RACE "fork-in-kernel": another thread forks while a cheap kernel runs within its push and has let go of the GIL.  In
+    the child its memory is half written, and nothing of the operation is admitted: so it is admitted here, as failed.
+    """
+    mine = engine._P._is_owned()  # this thread's own kernel, whose finalizer forks: it goes on in the child too
+    inlining = None if mine else engine._inlining
     engine._P, engine._T, engine._life = threading.RLock(), threading.RLock(), threading.RLock()
     engine._turn_lock = threading.Lock()
-    engine._inlining = None
     unfinished = [*engine._live.values(), *engine._inbox]
     engine._live = {}
     engine._inbox.clear()
     for lane in engine._lanes.values():
         lane.renew()
     engine._started = None
-    engine._unseen, engine._unseen_more = [], 0  # the parent reports its own
+    engine._unseen.clear()  # the parent reports its own
+    engine._unseen_more = 0
+    if inlining is not None:
+        engine._inlining = None
+        op, planned = inlining
+        if op.state is NEW and op.mark == 1:
+            _, _, writes, updates, _, _, _ = planned
+            engine._seq = op.seq + 1
+            for v in (*writes, *updates):
+                v.writer, v.readers, v.version = op, (), v.version + 1
+            unfinished.append(op)
+        elif op.mark == 2:  # all is committed but its fate
+            op.fate, op.state = OK, DONE
     for op in unfinished:
+        op.engine = engine
         root = Root(op, Cancelled(f"[{op.name or 'operation'}] was unfinished at fork"))
         root.seen = True
         op.fate = Fate(root)
         op.state = DONE
+    dropped += unfinished
 
 
 if hasattr(os, "register_at_fork"):

@@ -15,8 +15,9 @@ from __future__ import annotations
 import threading
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
+from contextlib import suppress
 from heapq import heappop
-from itertools import starmap
+from itertools import repeat, starmap
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
@@ -38,6 +39,7 @@ class Runner(Admission):
         super().__init__()
         self._serial = False  # no workers: whoever pushes or waits runs
         self._turn_lock: Any = allocate_lock()  # serial: held by the thread whose turn it is
+        self._turn_bells: list[SimpleQueue[None]] = []  # serial: of threads that wait, rung at the end of each turn
         self._life: Any = threading.RLock()  # lanes and their threads
 
     # ================================================================================================ workers
@@ -53,6 +55,8 @@ class Runner(Admission):
 
     def _start_locked(self) -> None:
         lanes = self._lanes
+        if self._closed and not self._live and not self._inbox:
+            return  # a push that another thread's `stop` has drained
         for lane in lanes.values():
             if lane.workers and not lane.started:
                 lane.stopping = False
@@ -65,20 +69,39 @@ class Runner(Admission):
         self._started = lanes  # and not True: a lane added meanwhile made another dictionary, so it is not forgotten
 
     def _start_lane(self, lane: Lane) -> None:
-        locked(self._life, self._start_lane_locked, lane)
+        if not locked(self._life, self._start_lane_locked, lane):
+            self._work(lane)  # a lane has one worker at least, and no other thread can be started
 
-    def _start_lane_locked(self, lane: Lane) -> None:
+    def _start_lane_locked(self, lane: Lane) -> bool:
         lane.threads[:] = [t for t in lane.threads if t.is_alive()]
+        with suppress(RuntimeError):  # too many threads; 3.12+: the process is ending
+            self._start_threads(lane)
+        lane.up.put(None)
+        return bool(lane.threads)
+
+    def _start_threads(self, lane: Lane) -> None:
         while len(lane.threads) < lane.workers:
             name = f"vardag-{lane.name}-{len(lane.threads)}"
             thread = threading.Thread(target=self._work, args=(lane,), daemon=True, name=name)
             thread.start()
             lane.threads.append(thread)
-        lane.up.put(None)
+
+    def _replace(self, lane: Lane, thread: threading.Thread) -> None:
+        with suppress(ValueError):
+            lane.threads.remove(thread)
+        self._start_lane(lane)
 
     def _work(self, lane: Lane) -> None:
-        """A worker's life: `_serve`, again and again if something is thrown into it."""
+        """A worker's life."""
         here_and_now.worker = self
+        me = threading.current_thread()
+        try:
+            self._serve_on(lane)
+        except BaseException:  # a second exception thrown into it, while it dealt with the first: another takes over
+            start_new_thread(self._replace, (lane, me))
+
+    def _serve_on(self, lane: Lane) -> None:
+        """`_serve`, again and again if something is thrown into it."""
         while not lane.stopping:
             self._serve_safely(lane)
         lane.bell.put(None)  # the next sleeper stops too
@@ -102,6 +125,9 @@ class Runner(Admission):
             # Best effort: what a second interrupt leaves is repaired by the next who looks.
             self._abandoned(mine[0], busy)
             raise
+
+    def _runner_gone(self, op: Operation) -> None:
+        locked(self._T, self._repair, op)
 
     def _abandoned(self, job: Job | None, busy: Any) -> None:
         if job is not None and job[0].state is RUNNING and job[0].claim is job[1]:
@@ -238,16 +264,28 @@ class Runner(Admission):
             forget_ages(lane, self._guard_t)
 
     # ================================================================================================ the serial engine
-    def _run_ready(self) -> None:
-        """The outermost push, wait or completion runs whatever is ready, in push order: a trampoline, no recursion."""
+    def _run_ready(self) -> bool:
+        """The outermost push, wait or completion runs whatever is ready, in push order: a trampoline, no recursion.
+
+        False: not this time.
+        """
         if self._P._is_owned() or self._T._is_owned():
-            return  # a finalizer or handler inside a section: the frame below will look
+            return False  # a finalizer or handler inside a section: the frame below will look
         if any(o.engine is self for o in here_and_now.stack):
-            return  # a push from inside an operation: it runs after that one
+            return False  # a push from inside an operation: it runs after that one
         lane = self._lane
-        while (self._inbox or lane.heap) and attempt(self._turn_lock, self._serve_once, lane, False):
+        while (self._inbox or lane.heap) and self._take_turn(lane):
             pass
         empty(lane.bell)  # nobody sleeps on it here, and its tokens would pile up
+        return True
+
+    def _take_turn(self, lane: Lane) -> bool:
+        try:
+            return attempt(self._turn_lock, self._serve_once, lane, False)
+        finally:
+            # Who waits while another has the turn leaves its work to that one, whom an exception may end.
+            # [test_attacks: test_the_serial_turn_is_taken_over]
+            deque(map(SimpleQueue.put, self._turn_bells, repeat(None)), 0)
 
     # ================================================================================================ one operation
     def _run(self, op: Operation) -> None:
@@ -269,10 +307,10 @@ class Runner(Admission):
         if job is None:
             return
         fate = self._execute(job)
-        if here_and_now.worker is self:
-            self._ran_worker += 1
-        else:
+        if here_and_now.worker is None:
             self._ran_helper += 1
+        else:
+            self._ran_worker += 1
         if fate is not None:
             self._finish(op, job[1], job[2], fate)
 
@@ -319,11 +357,13 @@ class Runner(Admission):
         return OK
 
     def _call(self, op: Operation, claim: list[Any], token: object, stack: list[Operation]) -> bool:
-        """The function itself.  True: a callback will complete it."""
+        """The function itself.  True: a callback will complete it, or it is another runner's by now."""
         kind, fn = op.kind, op.fn
         assert fn is not None
         if kind is USER:
-            stack.append(op)
+            stack.append(op)  # from here on no finalizer on this thread takes it for an orphan
+            if claim[0] is not token:
+                return True  # one did, before
             op.mark = 1
             own = op.context.copy()  # type: ignore[union-attr]
             for hook in user_context_hooks:
@@ -337,6 +377,8 @@ class Runner(Admission):
             context.run(deque, starmap(call, steps), 0)
         elif kind is KERNEL:
             stack.append(op)
+            if claim[0] is not token:
+                return True
             op.mark = 1
             self._kernel_context.copy().run(fn)
             op.mark = 2
@@ -351,7 +393,7 @@ class Runner(Admission):
             return None  # revoked, or completed by its callback
         if op.mark == 2 or (op.kind is ASYNC and op.mark == 1):
             raise e  # it had ended, or is handed out: `_abandoned` sees to it
-        if here_and_now.worker is not self:
+        if here_and_now.worker is None:
             # A user's thread: interrupts and signal handlers' exceptions must reach the user.  (In the serial engine a
             # function runs here; what it raises cannot be told from what a handler throws into it, save Ctrl-C.)
             own = op.kind is not ATOMIC and op.mark == 1 and not isinstance(e, KeyboardInterrupt)
@@ -372,13 +414,15 @@ class Runner(Admission):
         kept.acquire()  # never released: nobody may repair it
         complete = Completion(self, op, claim, token)
         stack.append(op)
+        if claim[0] is not token:
+            return  # a finalizer that waited for it took it over
         claim[1] = kept
         op.mark = 1
         try:
             run_in(op.context, fn, RunContext(None, self), complete)
         except BaseException as e:
             self._async_raised(op, claim, token, e)
-            if here_and_now.worker is not self and not isinstance(e, Exception):
+            if here_and_now.worker is None and not isinstance(e, Exception):
                 raise
         op.fn = None
 
@@ -398,7 +442,7 @@ class Runner(Admission):
         if claim is None:
             return False
         return not claim[1].locked() or (
-            claim[2] == get_ident() and op not in here_and_now.stack and op.kind is not ASYNC
+            claim[2] == get_ident() and op not in here_and_now.stack and (op.kind is not ASYNC or op.mark == 0)
         )
 
     def _repair(self, op: Operation) -> None:

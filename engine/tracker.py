@@ -67,8 +67,10 @@ class Tracker:
         self._seq = 0  # P: the next operation's place in push order
         self._inbox: deque[Operation] = deque()  # admitted, edges not drawn: appended under P, taken under T
         self._live: dict[int, Operation] = {}  # T: seq -> edges drawn, not DONE
-        self._unseen: list[Root] = []  # T: roots that no wait has raised
-        self._unseen_more = 0  # T: how many more there were
+        # Roots that no wait has raised.  Always the same list: a failure within a push is added without T, and must not
+        # land on one that a `waitall` has taken away.                            [test_attacks: test_no_root_is_lost]
+        self._unseen: list[Root] = []
+        self._unseen_more = 0  # how many more there were: approximate
         self._inlining: tuple[Operation, Plan] | None = None  # P: not None exactly while a kernel runs inside a push
         self._closed = False
         self._parking = False  # at exit: a refused push parks its (daemon) thread instead of raising noisily

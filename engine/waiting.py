@@ -19,11 +19,12 @@ from __future__ import annotations
 import sys
 import threading
 from _thread import start_new_thread
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .atomic import commit, locked
+from .atomic import commit, locked, unlocked
 from .claims import here_and_now
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineErrors, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation, Root, fresh_error
@@ -181,6 +182,8 @@ class Waiting(Runner):
             raise ArgumentError(f"[{op.name or 'operation'}] was not pushed to this engine")
         if self._started is not self._lanes:
             self._start_workers()
+        if self._inlining is not None and self._P._is_owned():
+            self._promote()  # a finalizer inside a kernel: so that it shows whether the wait needs that kernel
         if self._serial:
             self._run_ready()
         stack = here_and_now.stack
@@ -189,14 +192,18 @@ class Waiting(Runner):
         queue: Bell = SimpleQueue()
         watched: list[Operation] = []
         outer = None if current is None else current.blocked
+        if self._serial:
+            self._turn_bells.append(queue)
         try:
             self._until_done(op, end, timeout, queue, watched, current)
         finally:
-            self._leave(current, outer, watched, queue)
+            if current is not None:
+                current.blocked = outer  # a finalizer's wait inside a wait gives back what it found
+            self._leave(watched, queue)
 
-    def _leave(self, current: Operation | None, outer: Operation | None, watched: list[Operation], queue: Bell) -> None:
-        if current is not None:
-            current.blocked = outer  # a finalizer's wait inside a wait gives back what it found
+    def _leave(self, watched: list[Operation], queue: Bell) -> None:
+        if self._serial:
+            self._turn_bells.remove(queue)
         for o in watched:
             locked(self._T, self._forget, o, queue)
 
@@ -215,32 +222,34 @@ class Waiting(Runner):
     ) -> None:
         while not target.done:
             worker = self._may_run_all()
-            op = locked(self._T, self._next_for, target, queue, watched, worker, current)
+            op, told = locked(self._T, self._next_for, target, queue, watched, worker, current)
             if op is not None:
                 if worker and deep():
                     self._spare(queue, op)
-                else:
+                elif not self._serial or here_and_now.stack or not self._run_ready():
                     self._run(op)
-            elif target.state is not DONE and watched:
+            elif told:
                 left = SLICE if end is None else min(SLICE, end - monotonic())
                 if left <= 0:
                     raise EngineTimeout(
                         f"{timeout} s passed; waiting at {describe(here(2))} for\n{self.explain(target)}"
                     )
                 self._sleep(queue, left)
-                if watched and watched[0].state is DONE:
-                    watched.clear()
 
     def _may_run_all(self) -> bool:
-        """May this thread run users' functions?  Workers; in the serial engine whoever has, or can have, the turn."""
-        if here_and_now.worker is self:
+        """May this thread run users' functions?  Workers, of whatever engine: its own workers may all be waiting for
+        other engines.  In the serial engine whoever can have the turn, or is inside an operation.
+        """
+        if here_and_now.worker is not None:
             return True
-        return self._serial and (not self._turn_lock.locked() or any(o.engine is self for o in here_and_now.stack))
+        return self._serial and (bool(here_and_now.stack) or not self._turn_lock.locked())
 
     def _next_for(
         self, target: Operation, queue: Bell, watched: list[Operation], worker: bool, current: Operation | None
-    ) -> Operation | None:
-        """T held.  An operation to run for `target`, or None after leaving word where this thread is to be woken."""
+    ) -> tuple[Operation | None, bool]:
+        """T held.  An operation to run for `target`, or None and whether word is left where this thread is to be
+        woken.
+        """
         self._drain()
         if current is not None:
             current.blocked = target  # before the search: race "crossed waits"
@@ -252,26 +261,27 @@ class Waiting(Runner):
                 )
         op, watch = self._needed(target, worker)
         if op is not None or target.state is DONE:
-            return op
-        inlining = self._inlining
-        if inlining is not None and self._P._is_owned() and inlining[0].mark == 1:
-            raise DeadlockError(f"[{inlining[0].name}] a finalizer waits inside the kernel that it interrupts")
+            return op, False
         t = object()
         self._guard_t[0] = t
-        if watch not in watched and watch.state is not DONE:
-            # A list of its own is started privately: the field may hold the empty tuple.
-            new = [*watch.watch, queue]
-            if commit(self._guard_t, t, [(setattr, watch, "watch", new)]):
-                for o in watched:
-                    self._forget(o, queue)
-                watched[:] = [watch]
-        return None
+        new = [o for o in watch if o not in watched]
+        # A list of its own is started privately: the field may hold the empty tuple.
+        if any(o.state is DONE for o in watch) or not commit(
+            self._guard_t, t, [(setattr, o, "watch", [*o.watch, queue]) for o in new]
+        ):
+            return None, False
+        watched[:] = [*(o for o in watched if o.state is not DONE), *new]
+        return None, True
 
-    def _needed(self, target: Operation, worker: bool) -> tuple[Operation | None, Operation]:
-        """T held.  (a ready operation that `target` needs and this thread may run, _) or (None, whose end to watch)."""
+    def _needed(self, target: Operation, worker: bool) -> tuple[Operation | None, list[Operation]]:
+        """T held.  (a ready operation that `target` needs and this thread may run, _) or (None, whose end to watch).
+
+        A worker watches whatever runs of what its target needs: each may make something ready that only this thread
+        is free to run.  Users' threads leave that to the workers.
+        """
         seen: set[Operation] = set()
         todo = [target]
-        blocker: Operation | None = None
+        running: list[Operation] = []
         while todo:
             o = todo.pop()
             state = o.state
@@ -282,49 +292,41 @@ class Waiting(Runner):
                 break
             if state is READY:
                 if worker or o.kind is ATOMIC:
-                    return o, target
+                    return o, running
             elif state is RUNNING:
                 if self._orphan(o):
                     self._repair(o)
                     seen.discard(o)
                     todo.append(o)
                 else:
-                    blocker = blocker or o
+                    running.append(o)
             else:
                 todo.extend(reversed(o.preds))  # the oldest first
-        return None, blocker if worker and blocker is not None else target
+        return None, running if worker and running else [target]
 
     def _sleep(self, queue: Bell, seconds: float) -> None:
         """Sleep without locks, even if a frame below holds them (a finalizer inside a section)."""
-        t = self._T._release_save() if self._T._is_owned() else None
-        p = self._P._release_save() if self._P._is_owned() else None
-        try:
-            queue.get(timeout=seconds)
-        except Empty:
-            pass
-        finally:
-            if p is not None:
-                self._P._acquire_restore(p)
-            if t is not None:
-                self._T._acquire_restore(t)
+        if self._T._is_owned():
+            unlocked(self._T, self._sleep, queue, seconds)
+        elif self._P._is_owned():
+            unlocked(self._P, self._sleep, queue, seconds)
+        else:
+            with suppress(Empty):
+                queue.get(timeout=seconds)
 
     # ------------------------------------------------------------------------------------------------ deep stacks
     def _spare(self, queue: Bell, op: Operation) -> None:
-        """This stack is too deep to help on.  A thread of its own runs what is ready, then ends."""
-        start_new_thread(self._spare_work, (queue,))
+        """This stack is too deep to help on.  A thread of its own runs the operation, then ends."""
+        start_new_thread(self._spare_work, (queue, op))
         while op.state is READY:  # until somebody has it; the next round watches it
             self._sleep(queue, SLICE)
 
-    def _spare_work(self, queue: Bell) -> None:
+    def _spare_work(self, queue: Bell, op: Operation) -> None:
         here_and_now.worker = self
         try:
-            self._spare_serve()
+            self._run(op)  # this one and no other: another may wait for the stack that waits here
         finally:
             queue.put(None)
-
-    def _spare_serve(self) -> None:
-        for lane in list(self._lanes.values()):
-            self._serve_once(lane, False)
 
     # ================================================================================================ all operations
     def _wait_cut(self, end: float | None) -> None:
@@ -340,7 +342,9 @@ class Waiting(Runner):
         return locked(self._T, self._pending_locked)
 
     def _pending_locked(self) -> list[Operation]:
-        return [*list(self._live.values()), *list(self._inbox)]  # each list() is one C call
+        # Each list() is one C call.  The inbox first: code that runs in between may drain it, never fill it from there.
+        fresh = list(self._inbox)
+        return list(dict.fromkeys([*list(self._live.values()), *fresh]))
 
     def _busy(self) -> bool:
         """Is anything pending that is not waiting for a callback of push_async?"""
@@ -351,15 +355,16 @@ class Waiting(Runner):
         while True:
             taken = locked(self._T, self._take_unseen_locked)
             if taken is not None:
-                roots, more = taken
-                return sorted(roots, key=lambda r: r.seq), more
+                taken[0].sort(key=lambda r: r.seq)
+                return taken
 
     def _take_unseen_locked(self) -> tuple[list[Root], int] | None:
         t = object()
         self._guard_t[0] = t
-        old = self._unseen, self._unseen_more
-        steps = [(setattr, self, "_unseen", []), (setattr, self, "_unseen_more", 0)]
-        return old if commit(self._guard_t, t, steps) else None
+        roots: list[Root] = []
+        more = self._unseen_more
+        steps = [(list.extend, roots, self._unseen), (list.clear, self._unseen), (setattr, self, "_unseen_more", 0)]
+        return (roots, more) if commit(self._guard_t, t, steps) else None
 
     # ================================================================================================ explanations
     def explain(self, target: Operation) -> str:
@@ -383,13 +388,13 @@ class Waiting(Runner):
         again = o in seen
         seen.add(o)
         text = f"{indent}{why}[{o.name or 'operation'}] #{o.seq} {o.state.value}"
-        claim = o.claim
-        if o.state is RUNNING and claim is not None:
+        claim = o.claim if o.state is RUNNING else None  # what ran within its push never had one
+        if claim is not None:
             handed = o.kind is Kind.ASYNC and o.mark == 1
             where = "awaiting its on_complete" if handed else f"on {threads.get(claim[2], 'a thread that is gone')}"
             text += f", {where}, for {monotonic() - claim[3]:.3f} s"
         lines.append(f"{text}, pushed at {describe(o.site)}{', see above' if again else ''}")
-        if again:
+        if again or o.state is DONE:
             return
         if o.blocked is not None and o.blocked.state is not DONE:
             self._explain(o.blocked, indent + "  ", "which waits for ", lines, seen, threads)
