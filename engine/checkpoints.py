@@ -77,8 +77,8 @@ def package_functions() -> list[Any]:
 def lint(functions: Iterable[Any]) -> list[tuple[str, int | None]]:
     """Back jumps that the compiler left outside the ``with`` or ``try`` they belong to (python/cpython#130279).
 
-    Returns (qualified name, line) of each; the engine's code has none.  From 3.12 on a comprehension has a protected range
-    of its own, which only gives a variable its old value back: it does not count.
+    Returns (qualified name, line) of each; the engine's code has none.  From 3.12 on a comprehension has a protected
+    range of its own, which only gives a variable its old value back: it does not count.
     """
     bad = []
     for f in functions:
