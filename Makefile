@@ -47,7 +47,11 @@ bench: $(VENV)/.installed-test
 	  echo "== $$file"; $(RUN) "$$file"; \
 	done
 
+# Seconds for each storm of interrupts, finalizers and threads; any number above 0 asks for the long forms of the rest.
+STORM := 15
+
 stress: $(VENV)/.installed-test
+	VARDAG_STRESS=$(STORM) $(RUN) -m pytest -q -s --timeout=600 -o faulthandler_timeout=600 tests/engine
 	$(RUN) -m pytest -m stress --timeout=3600
 
 clean:

@@ -133,7 +133,9 @@ class Tracker:
     def _doom(self, op: Operation) -> Fate | None:
         """The fate that an operation inherits before it runs; None: it may run.  Its predecessors are DONE."""
         if op.cancelled:
-            return Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was cancelled")))
+            root = Root(op, Cancelled(f"[{op.name or 'operation'}] was cancelled"))
+            root.seen = True  # by whoever cancelled it: waits for its data raise it, `waitall` and the log do not
+            return Fate(root)
         best = op.poison
         for p in op.preds[: op.sources]:
             if p.fate is not OK:
@@ -153,7 +155,7 @@ class Tracker:
                 ready.append(s)
         for q in op.watch:
             steps.append((SimpleQueue.put, q, None))
-        if fate.root is not None and fate.root.seq == op.seq:
+        if fate.root is not None and fate.root.seq == op.seq and not fate.root.seen:
             steps += self._unseen_step(fate.root)
         return steps
 
