@@ -22,17 +22,17 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .admission import Admission, fails_again
+from .admission import fails_again
 from .atomic import Step, attempt, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
-from .errors import Cancelled, DeadlockError
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
+from .repair import Repair
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
 
 
-class Runner(Admission):
+class Runner(Repair):
     """The tracker, and the threads' side of it."""
 
     def __init__(self) -> None:
@@ -434,48 +434,3 @@ class Runner(Admission):
 
     def _add_unseen(self, root: Root) -> None:
         self._unseen.append(root)
-
-    # ================================================================================================ repair (T)
-    def _orphan(self, op: Operation) -> bool:
-        """RUNNING, and its runner is gone, or is a suspended frame of this very thread outside any function of it."""
-        claim = op.claim
-        if claim is None:
-            return False
-        return not claim[1].locked() or (
-            claim[2] == get_ident() and op not in here_and_now.stack and (op.kind is not ASYNC or op.mark == 0)
-        )
-
-    def _repair(self, op: Operation) -> None:
-        """T held.  An operation without a runner."""
-        claim = op.claim
-        if claim is None or op.state is not RUNNING:
-            return
-        token, busy = claim[0], claim[1]
-        if token is None:
-            return
-        if op.fate is not None:
-            self._finish(op, claim, token, op.fate)
-        elif op.mark == 2:
-            self._finish(op, claim, token, OK)
-        elif op.mark == 0:
-            self._unclaim(op, claim, token)
-        elif op.kind is ASYNC and busy.locked():
-            return  # handed out
-        elif busy.locked():
-            raise DeadlockError(f"[{op.name}] a finalizer waits for the kernel that it interrupts")
-        else:
-            self._finish(op, claim, token, Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was interrupted"))))
-
-    def _unclaim(self, op: Operation, claim: list[Any], token: object) -> None:
-        while not locked(self._T, self._unclaim_locked, op, claim, token):
-            pass
-
-    def _unclaim_locked(self, op: Operation, claim: list[Any], token: object) -> bool:
-        """RUNNING -> READY: the claimed kernel has not started."""
-        t = object()
-        self._guard_t[0] = t
-        if op.state is not RUNNING or op.claim is not claim or claim[0] is not token:
-            return True
-        steps: list[Step] = [(setitem, claim, 0, None), (setattr, op, "state", READY)]
-        self._place(steps, [op])
-        return commit(self._guard_t, t, steps)

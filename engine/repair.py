@@ -1,0 +1,66 @@
+"""Repair: what becomes of a running operation whose runner is gone.
+
+Owns the decision by the operation's mark; see running.py for claims.  Guarantees: whoever meets such an operation (a
+wait, a worker, the frame that an exception leaves) completes it, makes it READY again or cancels it, exactly once.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from typing import Any
+
+from .admission import Admission
+from .atomic import Step, commit, locked, setitem
+from .claims import here_and_now
+from .errors import Cancelled, DeadlockError
+from .operation import OK, READY, RUNNING, Fate, Kind, Operation, Root
+
+ASYNC = Kind.ASYNC
+
+
+class Repair(Admission):
+    """The tracker's way out of a vanished runner.  T is held in all of it."""
+
+    def _orphan(self, op: Operation) -> bool:
+        """RUNNING, and its runner is gone, or is a suspended frame of this very thread outside any function of it."""
+        claim = op.claim
+        if claim is None:
+            return False
+        return not claim[1].locked() or (
+            claim[2] == get_ident() and op not in here_and_now.stack and (op.kind is not ASYNC or op.mark == 0)
+        )
+
+    def _repair(self, op: Operation) -> None:
+        """T held.  An operation without a runner."""
+        claim = op.claim
+        if claim is None or op.state is not RUNNING:
+            return
+        token, busy = claim[0], claim[1]
+        if token is None:
+            return
+        if op.fate is not None:
+            self._finish(op, claim, token, op.fate)
+        elif op.mark == 2:
+            self._finish(op, claim, token, OK)
+        elif op.mark == 0:
+            self._unclaim(op, claim, token)
+        elif op.kind is ASYNC and busy.locked():
+            return  # handed out
+        elif busy.locked():
+            raise DeadlockError(f"[{op.name}] a finalizer waits for the kernel that it interrupts")
+        else:
+            self._finish(op, claim, token, Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was interrupted"))))
+
+    def _unclaim(self, op: Operation, claim: list[Any], token: object) -> None:
+        while not locked(self._T, self._unclaim_locked, op, claim, token):
+            pass
+
+    def _unclaim_locked(self, op: Operation, claim: list[Any], token: object) -> bool:
+        """RUNNING -> READY: the claimed kernel has not started."""
+        t = object()
+        self._guard_t[0] = t
+        if op.state is not RUNNING or op.claim is not claim or claim[0] is not token:
+            return True
+        steps: list[Step] = [(setitem, claim, 0, None), (setattr, op, "state", READY)]
+        self._place(steps, [op])
+        return commit(self._guard_t, t, steps)
