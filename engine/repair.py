@@ -7,6 +7,7 @@ wait, a worker, the frame that an exception leaves) completes it, makes it READY
 from __future__ import annotations
 
 from _thread import get_ident
+from queue import SimpleQueue
 from typing import Any
 
 from .admission import Admission
@@ -63,4 +64,6 @@ class Repair(Admission):
             return True
         steps: list[Step] = [(setitem, claim, 0, None), (setattr, op, "state", READY)]
         self._place(steps, [op])
+        # Wake who watches it: a worker in a wait hears no bell, and is perhaps the only one.
+        steps += ((SimpleQueue.put, q, None) for q in op.watch)
         return commit(self._guard_t, t, steps)

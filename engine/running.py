@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any
 
 from .admission import fails_again
-from .atomic import Step, attempt, call, commit, index, locked, setitem
+from .atomic import Step, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
@@ -39,6 +39,7 @@ class Runner(Repair):
         super().__init__()
         self._serial = False  # no workers: whoever pushes or waits runs
         self._turn_lock: Any = allocate_lock()  # serial: held by the thread whose turn it is
+        self._turn_thread = 0  # that thread
         self._turn_bells: list[SimpleQueue[None]] = []  # serial: of threads that wait, rung at the end of each turn
         self._life: Any = threading.RLock()  # lanes and their threads
 
@@ -280,12 +281,21 @@ class Runner(Repair):
         return True
 
     def _take_turn(self, lane: Lane) -> bool:
+        held: list[bool] = []
+        lock, me = self._turn_lock, get_ident()
         try:
-            return attempt(self._turn_lock, self._serve_once, lane, False)
+            held += map(lock.acquire, (False,))
+            if held[0]:
+                self._turn_thread = me  # no checkpoint since the lock was taken, nor between the next two
+                self._serve_once(lane, False)
         finally:
+            if held and held[0]:
+                self._turn_thread = 0
+                lock.release()
             # Who waits while another has the turn leaves its work to that one, whom an exception may end.
             # [test_attacks: test_the_serial_turn_is_taken_over]
             deque(map(SimpleQueue.put, self._turn_bells, repeat(None)), 0)
+        return held[0]
 
     # ================================================================================================ one operation
     def _run(self, op: Operation) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from _thread import start_new_thread
+from _thread import get_ident, start_new_thread
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -226,7 +226,7 @@ class Waiting(Runner):
             if op is not None:
                 if worker and deep():
                     self._spare(queue, op)
-                elif not self._serial or here_and_now.stack or not self._run_ready():
+                elif not self._serial or self._inside_turn() or not self._run_ready():
                     self._run(op)
             elif told:
                 left = SLICE if end is None else min(SLICE, end - monotonic())
@@ -242,7 +242,11 @@ class Waiting(Runner):
         """
         if here_and_now.worker is not None:
             return True
-        return self._serial and (bool(here_and_now.stack) or not self._turn_lock.locked())
+        return self._serial and (self._inside_turn() or not self._turn_lock.locked())
+
+    def _inside_turn(self) -> bool:
+        """Serial engine: is this an operation, or a finalizer or signal handler between two of this thread's turn?"""
+        return bool(here_and_now.stack) or self._turn_thread == get_ident()
 
     def _next_for(
         self, target: Operation, queue: Bell, watched: list[Operation], worker: bool, current: Operation | None

@@ -220,6 +220,33 @@ def test_a_worker_watches_all_that_runs_for_it():
         helper.join()
 
 
+def test_a_worker_hears_that_a_claimed_kernel_is_free_again():
+    """The thread that helped with it is interrupted before it starts; the worker in a wait hears no bell."""
+    with Engine("ThreadedEnginePooled", workers=1) as e:
+        gate, out, hit = Gate(), [], []
+
+        def waits():
+            gate()
+            kernel.wait(WAIT)
+
+        outer = e.push(waits)
+        gate.wait_entered()
+        kernel = admit(e, [(list.append, out, 1)], cheap=False)
+
+        def at(n):
+            if kernel.state is State.RUNNING and not e._T._is_owned() and not hit:
+                hit.append(n)
+                gate.open()
+                while not kernel.watch:
+                    pass
+                raise Hard
+
+        with pytest.raises(Hard), Checkpoints(at):
+            kernel.wait(WAIT)
+        outer.wait(WAIT)
+        assert out == [1]
+
+
 def test_a_spare_worker_runs_what_the_deep_stack_needs():
     """And not something else that waits for that stack."""
     with Engine("ThreadedEnginePooled", workers=1) as e:

@@ -252,6 +252,10 @@ def test_push_at_every_checkpoint_of_the_serial_engine():
     assert visit("NaiveEngine", 1, push_inside, 17) > 10
 
 
+def test_push_and_wait_at_every_checkpoint_of_the_serial_engine():
+    assert visit("NaiveEngine", 1, wait_inside, 23) > 10
+
+
 def test_push_at_every_checkpoint():
     assert visit("ThreadedEnginePooled", 1, push_inside, 11) > 30
 
