@@ -227,7 +227,7 @@ def test_a_worker_hears_that_a_claimed_kernel_is_free_again():
 
         def waits():
             gate()
-            kernel.wait(WAIT)
+            kernel.wait()
 
         outer = e.push(waits)
         gate.wait_entered()
