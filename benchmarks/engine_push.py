@@ -104,6 +104,7 @@ def pending(n: int) -> tuple[float, float]:
     """
     gate = threading.Event()
     engine = Engine("ThreadedEnginePooled", workers=1)  # not entered: the pusher's context stays empty
+    engine.limits(count=None)
     v = engine.new_variable()
     engine.push(gate.wait, updates=[v])
     w = [engine.new_variable() for _ in range(100)]

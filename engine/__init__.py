@@ -2,7 +2,8 @@
 
 from .claims import RunContext
 from .contract import FnProperty, SavedOperator
-from .core import Engine, Statistics
+from .core import Engine
+from .counters import Statistics
 from .errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -16,7 +17,8 @@ from .errors import (
     InternalError,
     OperatorError,
 )
-from .lifecycle import add_kernel_context_hook, current, default, profile, set_default
+from .lifecycle import add_kernel_context_hook, current, default, profile, set_default, statistics
+from .limits import Limits, limits
 from .operation import Kind, Operation, State, user_context_hooks
 from .profiler import Profile
 from .site import describe, here, line_of
@@ -36,6 +38,7 @@ __all__ = [
     "FnProperty",
     "InternalError",
     "Kind",
+    "Limits",
     "Operation",
     "OperatorError",
     "Profile",
@@ -49,8 +52,10 @@ __all__ = [
     "default",
     "describe",
     "here",
+    "limits",
     "line_of",
     "profile",
     "set_default",
+    "statistics",
     "user_context_hooks",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from _thread import allocate_lock, get_ident
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import Context
 from itertools import starmap
 from queue import SimpleQueue
@@ -18,11 +18,12 @@ from typing import Any
 
 from .atomic import Step, call, commit, index, locked, setitem, unlocked
 from .claims import here_and_now
-from .errors import ArgumentError, Cancelled, EngineClosed
+from .errors import ArgumentError, EngineClosed
 from .operation import DONE, NEW, OK, RUNNING, Fate, Kind, Operation, Root, user_context, worst
+from .outcome import Full, Park, all_done, fails_again, own_error, park, strongest, var_steps
 from .ready import Lane
 from .site import here
-from .tracker import Access, Plan, Tracker
+from .tracker import Plan, Tracker
 from .variable import Variable
 
 ATOMIC = Kind.ATOMIC
@@ -60,14 +61,27 @@ class Admission(Tracker):
         if self._T._is_owned():
             return self._without_t(self.admit, plan)  # type: ignore[no-any-return]
         held: list[Plan] = []  # dies after the lock is released: see F4 in atomic.py
+        full = -1
         try:
             op: Operation | None = locked(self._P, self._admit, plan, held)
         except Park:
             park()
             raise
+        except Full as e:
+            full = e.nbytes
+        if full >= 0:
+            op = self._hold(full, lambda: self._admit_again(plan, held))
         if op is None or op.state is not DONE or len(held) > 1:
             self._queued()
         return op
+
+    def _admit_again(self, plan: Callable[[], Plan], held: list[Plan]) -> Operation | None:
+        held.clear()
+        try:
+            return locked(self._P, self._admit, plan, held)
+        except Park:
+            park()
+            raise
 
     def _admit(self, plan: Callable[[], Plan], held: list[Plan]) -> Operation | None:
         """P held."""
@@ -92,6 +106,16 @@ class Admission(Tracker):
             if done is not None:
                 return done
         _, reads, writes, updates, steps, keep, _ = planned
+        nbytes = op.nbytes
+        op.carried = 0
+        if type(nbytes) is not int:
+            op.nbytes, op.carried, more = nbytes()
+            nbytes = op.nbytes + op.carried
+            if more:
+                steps = [*steps, *more]
+                planned = (op, reads, writes, updates, steps, keep, False)
+        if self._seq >= self._look_seq or self._bytes_pushed + nbytes > self._look_bytes:
+            self._look(op, nbytes)
         op.seq = self._seq
         if updates or len(writes) > 1 or (writes and writes[0] in reads):
             reads, writes, updates = strongest(reads, writes, updates)
@@ -120,6 +144,7 @@ class Admission(Tracker):
                 if v.readers:  # write after read
                     preds += [p for p in v.readers if p.state is not DONE]
         op.poison = worst(fates) if fates else None
+        op.repeatable, op.repeated = not updates, False
         if len(preds) > 1:
             unique = dict.fromkeys(preds)  # keeps the order: sources first
             sources = sources if len(unique) == len(preds) else len(set(preds[:sources]))
@@ -154,6 +179,12 @@ class Admission(Tracker):
         if op.site is None:
             op.site = here(5)
         out: list[Step] = [(setattr, self, "_seq", op.seq + 1)]
+        nbytes = op.nbytes + op.carried
+        if nbytes:
+            nbytes += self._bytes_pushed
+            out.append((setattr, self, "_bytes_pushed", nbytes))
+            if nbytes - self._bytes_done > self._bytes_peak:
+                out.append((setattr, self, "_bytes_peak", nbytes - self._bytes_done))
         if steps:
             out += steps
         for v in reads:
@@ -274,8 +305,8 @@ class Admission(Tracker):
             op.fate = OK  # everything is committed; the exception came from outside, after it
             op.state = DONE
             raise e
-        elif isinstance(e, MemoryError):
-            op.mark = 0
+        elif isinstance(e, MemoryError) and not planned[3]:
+            op.mark = 0  # nothing was changed in place: queue it, where it may wait for memory
             return None
         elif not self._fail_inline(op, planned, t, own_error(e)):
             return False
@@ -318,6 +349,8 @@ class Admission(Tracker):
         op.others = ()
         op.sources = 0
         op.poison = None
+        op.nbytes = op.carried = 0  # it runs, and its memory is taken
+        op.repeatable = op.repeated = False
         # Code that runs inside this very function promotes the operation first, and more happens to it then: so fields
         # that change later are set by the commit only.                  [test_attacks: test_push_inside_a_promotion]
         out = self._queue_steps(op, planned)
@@ -360,57 +393,8 @@ class Admission(Tracker):
     def _queued(self) -> None:
         """After a section in which an operation may have been queued: the policy's turn.  See running.py."""
 
+    def _look(self, op: Operation, nbytes: int) -> None:
+        """May it be queued?  Else raise `Full`.  See limits.py."""
 
-class Park(BaseException):
-    """Raised inside the section, so that the lock is free before the thread is parked."""
-
-
-def park() -> None:
-    """Never return: the process is ending."""
-    lock = allocate_lock()
-    lock.acquire()
-    lock.acquire()
-
-
-def var_steps(out: list[Step], keep: list[Any], variables: Access, op: Operation) -> None:
-    """The change of variables that a queued or failed `op` writes or updates."""
-    for v in variables:
-        if v.writer is not None:
-            keep.append(v.writer)
-        if v.readers:
-            keep.append(v.readers)
-            out.append((setattr, v, "readers", ()))
-        out += ((setattr, v, "writer", op), (setattr, v, "version", v.version + 1))
-
-
-def all_done(ops: Sequence[Operation]) -> bool:
-    """Are all of them DONE?"""
-    for o in ops:  # noqa: SIM110 - a generator costs three times as much
-        if o.state is not DONE:
-            return False
-    return True
-
-
-def strongest(reads: Access, writes: Access, updates: Access) -> tuple[Access, Access, Access]:
-    """Each variable once, in its strongest meaning; read and written is updated."""
-    u = dict.fromkeys(updates)
-    w = dict.fromkeys(writes)
-    r = dict.fromkeys(reads)
-    u.update((v, None) for v in w if v in r)
-    return [v for v in r if v not in u], [v for v in w if v not in u], list(u)
-
-
-def fails_again(op: Operation, context: Context) -> bool:
-    """Does `prepare` raise a second time?  An exception that a signal handler threw into the first one does not
-    repeat.
-    """
-    try:
-        context.run(op.fn)  # type: ignore[arg-type]
-    except Exception:
-        return True
-    return False
-
-
-def own_error(e: BaseException) -> BaseException:
-    """What a kernel cut by `e` is poisoned with: its own error, or, for an interrupt, that it was cut."""
-    return e if isinstance(e, Exception) else Cancelled("interrupted")
+    def _hold(self, nbytes: int, again: Callable[[], Any]) -> Any:
+        """Wait until there is room, then push again.  See limits.py."""

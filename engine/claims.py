@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -20,6 +21,8 @@ class ThisThread(threading.local):
 
     def __init__(self) -> None:
         self.worker: object = None  # the engine whose worker this thread is
+        self.forced = False  # its push is admitted whatever the bounds are
+        self.busy: Any = None  # the busy lock of the innermost operation that it helps with; free once that is over
         self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
 
 
@@ -80,3 +83,13 @@ def empty(bell: SimpleQueue[None]) -> None:
     """Take off the tokens of work that is about to be looked at: one C call, ended by the exception."""
     with suppress(Empty):
         deque(iter(bell.get_nowait, bell), 0)  # no token is the bell itself
+
+
+def deep() -> bool:
+    """Is more than half of the stack used?"""
+    frame: Any = sys._getframe()
+    left = sys.getrecursionlimit() // 2
+    while frame is not None and left:
+        frame = frame.f_back
+        left -= 1
+    return frame is not None

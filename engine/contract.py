@@ -13,10 +13,10 @@ from typing import Any
 
 from .claims import Completion, RunContext
 from .errors import ArgumentError, ArgumentTypeError
+from .limits import Pressure
 from .operation import Kind, Operation
 from .threaded import PRIORITY
 from .variable import Variable
-from .waiting import Waiting
 
 AsyncFn = Callable[[RunContext, Completion], Any]
 
@@ -74,7 +74,7 @@ class Bulk:
         self._engine.set_bulk_size(self._old.pop())
 
 
-class Contract(Waiting):
+class Contract(Pressure):
     """The engine's waits, and MXNet's way of pushing."""
 
     def __init__(self) -> None:

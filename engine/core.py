@@ -5,7 +5,6 @@ Owns construction, `push`, stop and start.  Guarantees that bad input is refused
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from contextvars import Token
@@ -14,12 +13,13 @@ from types import TracebackType
 from typing import Any
 
 from . import lifecycle
-from .admission import Park, park
 from .atomic import locked, unlocked
 from .claims import here_and_now
 from .contract import Contract, SavedOperator
+from .counters import Statistics
 from .errors import ArgumentError, ArgumentTypeError, Cancelled, DeadlockError, EngineClosed, EngineTimeout
 from .operation import DONE, RUNNING, Kind, Operation, fresh_error
+from .outcome import Full, Park, park
 from .profiler import Profile
 from .ready import Lane
 from .serial import Serial
@@ -32,35 +32,6 @@ POLICIES: dict[str, type[Serial] | type[Pooled] | type[PerDevice]] = {
     "ThreadedEnginePooled": Pooled,
     "ThreadedEnginePerDevice": PerDevice,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """A snapshot of an engine's counters.  Those of who ran what are approximate while it runs, exact when it is
-    idle.
-    """
-
-    pushed: int
-    """Operations admitted since the engine was made."""
-    completed: int
-    """Of these, done (well or not)."""
-    pending: int
-    """Of these, not done."""
-    inline: int
-    """Ran within their push."""
-    by_worker: int
-    """Ran on one of the engine's threads."""
-    by_helper: int
-    """Ran on a thread that waited (serial engine: on the thread that pushed or waited)."""
-    unseen: int
-    """Failures that no wait has raised."""
-    workers: int
-    """Threads of the engine that are alive."""
-
-    @property
-    def ran_by(self) -> dict[str, int]:
-        """Who ran the operations."""
-        return {"inline": self.inline, "worker": self.by_worker, "helper": self.by_helper}
 
 
 class Engine(Contract):
@@ -137,6 +108,7 @@ class Engine(Contract):
         priority: int = 0,
         name: str = "",
         lane: str | None = None,
+        nbytes: int = 0,
     ) -> Operation:
         """Push a function; it runs on a worker when what it needs is done.
 
@@ -152,12 +124,14 @@ class Engine(Contract):
         name : str
         lane : str, optional
             Which lane's workers run it (per-device engine).
+        nbytes : int
+            How much memory `fn` will take and leave: it counts for `limits`.
 
         Returns
         -------
         Operation
 
-        Sync: never blocks.
+        Sync: never blocks for a computation; a thread of the user's waits here while `limits` are reached.
 
         Raises
         ------
@@ -174,7 +148,7 @@ class Engine(Contract):
             writes = _operands(writes, "writes")
         if type(updates) is not tuple:
             updates = _operands(updates, "updates")
-        op = Operation(Kind.USER, fn, name or getattr(fn, "__name__", ""), priority=priority, lane=lane)
+        op = Operation(Kind.USER, fn, name or getattr(fn, "__name__", ""), priority=priority, lane=lane, nbytes=nbytes)
         for v in (*reads, *writes, *updates):
             if type(v) is not Variable:
                 return self._push_resolved(op, fn, reads, writes, updates)
@@ -185,13 +159,24 @@ class Engine(Contract):
         if self._T._is_owned():
             return self._without_t(self._push, op, reads, writes, updates)  # type: ignore[no-any-return]
         planned: Plan = (op, reads, writes, updates, (), [], False)  # dies after the lock is released
+        full = -1
         try:
             locked(self._P, self._push_locked, op, planned)
         except Park:
             park()
+        except Full as e:
+            full = e.nbytes
+        if full >= 0:
+            self._hold(full, lambda: self._push_again(op, planned))
         if self._started is not self._lanes or self._serial:
             self._queued()
         return op
+
+    def _push_again(self, op: Operation, planned: Plan) -> None:
+        try:
+            locked(self._P, self._push_locked, op, planned)
+        except Park:
+            park()
 
     def _push_locked(self, op: Operation, planned: Plan) -> None:
         guard = self._guard_p
@@ -263,6 +248,11 @@ class Engine(Contract):
             by_helper=self._ran_helper,
             unseen=sum(not r.seen for r in list(self._unseen)) + self._unseen_more,
             workers=sum(t.is_alive() for lane in list(self._lanes.values()) for t in lane.threads),
+            bytes=max(0, self._bytes_pushed - self._bytes_done),
+            peak_bytes=self._bytes_peak,
+            limits=self.limits(),
+            held=self._held,
+            gave_way=self._gave_way,
         )
 
     def profile(self) -> Profile:

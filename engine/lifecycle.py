@@ -28,6 +28,7 @@ from .tracker import retire
 
 if TYPE_CHECKING:
     from .core import Engine
+    from .counters import Statistics
 
 log = logging.getLogger("vardag")
 
@@ -112,6 +113,11 @@ def profile() -> Profile:
     ['nothing']
     """
     return current().profile()
+
+
+def statistics() -> Statistics:
+    """The current engine's counters: see `Engine.statistics`.  Sync: never blocks."""
+    return current().statistics()
 
 
 def set_default(engine: Engine | None) -> Engine | None:
@@ -252,6 +258,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
     for lane in engine._lanes.values():
         lane.renew()
     engine._started = None
+    engine._bytes_done, engine._room, engine._starved = engine._bytes_pushed, (), []
     engine._unseen.clear()  # the parent reports its own
     engine._unseen_more = 0
     if inlining is not None:

@@ -105,6 +105,7 @@ class Fate:
 
 OK: Final = Fate(None)
 Operands = str | Callable[[], str] | None
+Weigh = Callable[[], tuple[int, int, Sequence[tuple[Any, ...]]]]
 
 
 class Operation:
@@ -126,18 +127,22 @@ class Operation:
         The user's line; by default the one that calls the library.
     lane : str, optional
         Where it runs, for the per-device policy.
+    nbytes : int or callable, optional
+        Bytes that it will allocate and leave, for back-pressure (limits.py).  A callable is asked only if the operation
+        is queued, under P, and gives ``(nbytes, carried, steps)``: also those that are free when it is done, and C
+        calls to commit with it.
     """
 
     __slots__ = (  # noqa: RUF023 - in groups, by who guards them
         "__weakref__",
         # set before admission, constant until DONE; fn, operands, context, preds and sources are dropped then
         "cheap", "context", "engine", "fn", "kind", "lane", "name", "operands", "others", "poison", "pred0", "pred1",
-        "priority", "seq", "site", "sources",
+        "nbytes", "priority", "repeatable", "seq", "site", "sources",
         # T: everything about scheduling.  claim = [token, runner's lock, thread id, start in seconds]
-        "claim", "state", "succ", "wait_count", "watch",
+        "carried", "claim", "state", "succ", "wait_count", "watch",
         # the runner alone, before DONE: fate (one store).  Inside the kernel's C call: mark
         # 0 not started, 1 started, 2 ran.  Whoever meets an operation without a runner repairs it by this mark.
-        "fate", "mark",
+        "fate", "mark", "repeated",
         # own thread: blocked, what it waits for right now.  Any thread: cancelled, only ever set.
         "blocked", "cancelled",
     )  # fmt: skip
@@ -153,6 +158,7 @@ class Operation:
         operands: Operands = None,
         site: Site | None = None,
         lane: str | None = None,
+        nbytes: int | Weigh = 0,
     ) -> None:
         self.kind = kind
         self.fn = fn
@@ -161,6 +167,7 @@ class Operation:
         self.cheap = cheap
         self.operands = operands
         self.site = site
+        self.nbytes: Any = nbytes  # a number from admission on
         self.lane: Any = lane  # a name, or None; the Lane itself from admission on
         self.seq = -1
         self.state = NEW
@@ -176,6 +183,9 @@ class Operation:
     pred0: Operation | None
     pred1: Operation | None
     others: tuple[Operation, ...]
+    carried: int  # bytes that count until it is done, beside those that it allocates
+    repeatable: bool  # it changes nothing in place: if memory runs out it may be run again
+    repeated: bool
     sources: int  # the first so many of preds: whose failure is this one's failure
     poison: Fate | None
     claim: list[Any] | None

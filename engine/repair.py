@@ -12,7 +12,7 @@ from typing import Any
 
 from .admission import Admission
 from .atomic import Step, commit, locked, setitem
-from .claims import here_and_now
+from .claims import Job, here_and_now
 from .errors import Cancelled, DeadlockError
 from .operation import OK, READY, RUNNING, Fate, Kind, Operation, Root
 
@@ -21,6 +21,10 @@ ASYNC = Kind.ASYNC
 
 class Repair(Admission):
     """The tracker's way out of a vanished runner.  T is held in all of it."""
+
+    def _abandoned(self, job: Job | None, busy: Any) -> None:
+        if job is not None and job[0].state is RUNNING and job[0].claim is job[1]:
+            locked(self._T, self._repair, job[0])
 
     def _orphan(self, op: Operation) -> bool:
         """RUNNING, and its runner is gone, or is a suspended frame of this very thread outside any function of it."""
@@ -67,3 +71,10 @@ class Repair(Admission):
         # Wake who watches it: a worker in a wait hears no bell, and is perhaps the only one.
         steps += ((SimpleQueue.put, q, None) for q in op.watch)
         return commit(self._guard_t, t, steps)
+
+    def _worth_repeating(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> bool:
+        """Memory ran out: is it to be tried once more?  See limits.py, also for the next."""
+        return False
+
+    def _make_room(self, job: Job) -> bool:
+        return False

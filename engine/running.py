@@ -22,10 +22,10 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .admission import fails_again
 from .atomic import Step, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
+from .outcome import fails_again
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
 from .repair import Repair
 
@@ -129,10 +129,6 @@ class Runner(Repair):
 
     def _runner_gone(self, op: Operation) -> None:
         locked(self._T, self._repair, op)
-
-    def _abandoned(self, job: Job | None, busy: Any) -> None:
-        if job is not None and job[0].state is RUNNING and job[0].claim is job[1]:
-            locked(self._T, self._repair, job[0])
 
     def _serve(self, lane: Lane, busy: Any, mine: list[Job | None], sleep: bool) -> None:
         """Run what is ready; sleep on the bell or return when nothing is."""
@@ -304,12 +300,16 @@ class Runner(Repair):
         depth = len(stack)
         busy = allocate_lock()
         mine: list[Job | None] = [None]
+        outer = here_and_now.busy
         try:
+            here_and_now.busy = busy
             locked(busy, self._run_busy, op, busy, mine)
         except BaseException:
+            here_and_now.busy = outer
             del stack[depth:]
             self._abandoned(mine[0], busy)
             raise
+        here_and_now.busy = outer
 
     def _run_busy(self, op: Operation, busy: Any, mine: list[Job | None]) -> None:
         locked(self._T, self._claim_this, op, busy, mine)
@@ -352,14 +352,18 @@ class Runner(Repair):
         stack = here_and_now.stack
         depth = len(stack)
         try:
-            handed_out = self._call(op, claim, token, stack)
+            handed_out: bool | None = self._call(op, claim, token, stack)
         except BaseException as e:
             del stack[depth:]
-            fate = self._own_fate(op, claim, token, e)
-            if fate is not None:
-                op.fate = fate
-                op.fn = None
-            return fate
+            if not self._worth_repeating(op, claim, token, e):
+                fate = self._own_fate(op, claim, token, e)
+                if fate is not None:
+                    op.fate = fate
+                    op.fn = None
+                return fate
+            handed_out = None
+        if handed_out is None:
+            return self._execute(job) if self._make_room(job) else None
         del stack[depth:]
         if handed_out:
             return None

@@ -81,6 +81,13 @@ class Tracker:
         self._lanes: dict[str, Lane] = {}
         self._lane: Lane = Lane("cpu", 0)
         self._instrument: Instrument | None = None
+        # Back-pressure, see limits.py.  In flight = pushed - done; each counter has a lock of its own.
+        self._bytes_pushed = 0  # P
+        self._bytes_peak = 0  # P
+        self._bytes_done = 0  # T
+        self._look_bytes: float = -1  # P: a queued push that passes one of these looks whether there is room
+        self._look_seq: float = -1
+        self._room: tuple[Any, ...] = ()  # T: pushes that are held
         self.inline = True
         self._ran_inline = 0  # P.  The counters below: approximate, single stores
         self._ran_worker = 0
@@ -157,7 +164,29 @@ class Tracker:
             steps.append((SimpleQueue.put, q, None))
         if fate.root is not None and fate.root.seq == op.seq and not fate.root.seen:
             steps += self._unseen_step(fate.root)
+        if op.nbytes or op.carried or self._room:
+            self._give_back(op, steps)
         return steps
+
+    def _give_back(self, op: Operation, steps: list[Step]) -> None:
+        """T held.  What `op` counted in flight no longer counts; but what it allocated goes on to count with the last
+        operation that reads it, which keeps it alive.
+        """
+        given = op.carried
+        if op.nbytes:
+            for s in reversed(op.succ):
+                if op in s.preds[: s.sources]:
+                    steps.append((setattr, s, "carried", s.carried + op.nbytes))
+                    break
+            else:
+                given += op.nbytes
+        if given:
+            steps.append((setattr, self, "_bytes_done", self._bytes_done + given))
+        if self._room:
+            self._wake_held(steps, given)
+
+    def _wake_held(self, steps: list[Step], given: int) -> None:
+        """An operation ends: is there room now for a push that is held?  See limits.py."""
 
     def _unseen_step(self, root: Root | None) -> list[Step]:
         if len(self._unseen) < UNSEEN_KEPT:

@@ -16,7 +16,6 @@ searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
 
 from __future__ import annotations
 
-import sys
 import threading
 from _thread import get_ident, start_new_thread
 from contextlib import suppress
@@ -25,7 +24,7 @@ from time import monotonic
 from typing import Any
 
 from .atomic import commit, locked, unlocked
-from .claims import here_and_now
+from .claims import deep, here_and_now
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineErrors, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation, Root, fresh_error
 from .running import Runner
@@ -281,8 +280,12 @@ class Waiting(Runner):
         """T held.  (a ready operation that `target` needs and this thread may run, _) or (None, whose end to watch).
 
         A worker watches whatever runs of what its target needs: each may make something ready that only this thread
-        is free to run.  Users' threads leave that to the workers.
+        is free to run.  Users' threads leave that to the workers; and a kernel that takes memory too, unless it is what
+        its lane would run next, or the oldest of all that the target needs: else they would fill the memory with
+        temporaries from the end of a long program while the workers are at its beginning.
+                                                     [test_memory: test_the_gradient_loop_needs_one_temporary]
         """
+        oldest: Operation | None = None
         seen: set[Operation] = set()
         todo = [target]
         running: list[Operation] = []
@@ -293,10 +296,13 @@ class Waiting(Runner):
                 continue
             seen.add(o)
             if not worker and len(seen) > BOUND:
+                oldest = None  # there may be older ones
                 break
             if state is READY:
-                if worker or o.kind is ATOMIC:
+                if worker or (o.kind is ATOMIC and (not o.nbytes or o.lane.heap[0][2] is o)):
                     return o, running
+                if o.kind is ATOMIC and (oldest is None or o.seq < oldest.seq):
+                    oldest = o
             elif state is RUNNING:
                 if self._orphan(o):
                     self._repair(o)
@@ -306,7 +312,7 @@ class Waiting(Runner):
                     running.append(o)
             else:
                 todo.extend(reversed(o.preds))  # the oldest first
-        return None, running if worker and running else [target]
+        return oldest, running if worker and running else [target]
 
     def _sleep(self, queue: Bell, seconds: float) -> None:
         """Sleep without locks, even if a frame below holds them (a finalizer inside a section)."""
@@ -432,13 +438,3 @@ def needs(target: Operation, mine: set[Operation]) -> Operation | None:
         if o.state is not NEW and o.blocked is not None:
             todo.append(o.blocked)
     return None
-
-
-def deep() -> bool:
-    """Is more than half of the stack used?"""
-    frame: Any = sys._getframe()
-    left = sys.getrecursionlimit() // 2
-    while frame is not None and left:
-        frame = frame.f_back
-        left -= 1
-    return frame is not None

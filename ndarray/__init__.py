@@ -6,7 +6,7 @@ Every name that is not an attribute of this package is an operator of the nd fac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import engine as _engine
@@ -22,6 +22,7 @@ from .device import num_gpus
 from .device import one_blas_thread as _one_blas_thread
 from .indexing import ArrayIndexError
 from .line import pause_here as _pause_here
+from .memory import usage as _usage
 from .ndarray import NDArray, array, empty, waitall
 
 __all__ = [
@@ -46,19 +47,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Statistics:
-    """What protecting values against writes has cost since the program began.
+    """What arrays hold, and what protecting values against writes has cost since the program began.
 
-    `copies`: copies of held bytes or of chunks, made before a write.   `renames`: whole writes that took a new buffer
-    because the old one was held.
+    `live_bytes`: of the memory of arrays, whoever keeps it (blocks of less than 512 bytes aside).   `peak_bytes`: the
+    most that ever was.   `copies`: copies of held bytes or of chunks, made before a write.   `renames`: whole writes
+    that took a new buffer because the old one was held.
     """
 
     copies: int
     renames: int
+    live_bytes: int = field(compare=False)
+    peak_bytes: int = field(compare=False)
 
 
 def statistics() -> Statistics:
     """The counters of this room.  Never blocks."""
-    return Statistics(**_counts())
+    live, peak = _usage()
+    return Statistics(**_counts(), live_bytes=live, peak_bytes=peak)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -33,6 +33,7 @@ from .context import Context
 from .device import Device, RawArray
 from .dtype import DType
 from .line import Line
+from .memory import follow
 from .shape import Shape, Strides, extent
 
 Step = tuple[Any, ...]
@@ -47,7 +48,9 @@ class Buffer:
     The memory is C-ordered, `shape` is only the shape it was allocated in.
     """
 
-    __slots__ = ("__weakref__", "crowd", "device", "dtype", "engine", "holders", "raw", "shape", "size", "variable")
+    __slots__ = (
+        "__weakref__", "crowd", "device", "dtype", "engine", "holders", "raw", "shape", "size", "uncounted", "variable",
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
         self.engine = engine
@@ -60,6 +63,10 @@ class Buffer:
         self.holders: list[ref[Holder]] = []
         #: with so many holders, the dead ones are to be dropped
         self.crowd = CROWD
+        #: an operation makes it, and no operation has counted it as an operand yet (order lock): see `weigh`
+        self.uncounted = raw is None
+        if raw is not None:
+            follow(raw)
 
     @property
     def nbytes(self) -> int:
@@ -70,6 +77,7 @@ class Buffer:
         raw = self.raw
         if raw is None:
             raw = self.raw = self.device.empty(self.shape, self.dtype)
+            follow(raw)
         return raw
 
     def view(self, shape: Shape, strides: Strides = None, offset: int = 0) -> RawArray:
@@ -88,6 +96,7 @@ class Buffer:
         """Take `raw`, which nobody else refers to, as the memory, or copy it if it is a view or of another order."""
         if self.raw is None and raw.base is None and raw.flags.c_contiguous and raw.dtype == self.dtype:
             self.raw = raw if raw.shape == self.shape else raw.reshape(self.shape)
+            follow(raw)
         else:
             self.view(raw.shape)[...] = raw
 
@@ -209,7 +218,7 @@ def _copy(holder: Holder) -> Admission:
         source = old.view((high - low,), None, low)
         return ((operator.setitem, new.view((high - low,)), ..., source),)
 
-    op = Operation(Kind.ATOMIC, prepare, "copy-on-write", cheap=high - low <= CHEAP)
+    op = Operation(Kind.ATOMIC, prepare, "copy-on-write", cheap=high - low <= CHEAP, nbytes=new.nbytes)
     steps = [*holder.move_to(new, low), *count("copies")]
     return op, (old.variable,), (new.variable,), (), steps, [old], True
 
@@ -244,6 +253,27 @@ class Writing:
             moves = holders_bytes <= buffer.size and all(h.moves for h in held)
             self.first = _copy(held[0] if moves else chunk)
         self.buffer = buffer
+
+
+def weigh(made: Iterable[Buffer], used: Iterable[Buffer], carried: int = 0) -> tuple[int, int, list[Step]]:
+    """What an operation counts for the engine's back-pressure: (bytes it will allocate, bytes it keeps alive, steps).
+
+    It allocates what nobody has been pushed to make before.  The memory that it reads counts with the operation that
+    makes it; if that is done, with the first one that is queued to use it, and only that: the many readers of one large
+    array count nothing.  An array that came from the host never counts.
+    """
+    nbytes = 0
+    steps: list[Step] = []
+    for buffer in made:
+        if buffer.raw is None and buffer.variable.writer is None:
+            nbytes += buffer.nbytes
+    for buffer in dict.fromkeys(used):
+        if buffer.uncounted:
+            writer = buffer.variable.writer
+            if writer.done if writer is not None else buffer.raw is not None:
+                carried += buffer.nbytes
+                steps.append((setattr, buffer, "uncounted", False))
+    return nbytes, carried, steps
 
 
 # ---- statistics -----------------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..ndarray.buffer import Buffer
+from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import RawArray
 from ..ndarray.dtype import FLOAT32, DType
 from ..ndarray.shape import Shape, Strides
@@ -65,6 +66,16 @@ class Launch:
         for _, target, where, source in after:
             target[where] = source
         return ()
+
+    def weigh(self) -> tuple[int, int, list[Step]]:
+        """For back-pressure: what it will allocate and keep.  Asked if it is queued, under the order lock."""
+        results = [r for r in self.results if r is not None]
+        temporaries = 0
+        for i in self.through:
+            result = self.results[i]
+            if result is not None:
+                temporaries += math.prod(result[1]) * result[4].itemsize
+        return weigh([r[0] for r in results], [o[0] for o in self.operands if type(o) is tuple], temporaries)
 
     def run(self) -> None:
         """Take memory and do everything: for atomic kernels too long to be run by a thread that waits."""

@@ -336,8 +336,8 @@ class _Push:
             work = op.cost * most
         words = _Described(op, self.inputs)
         if op.atomic and work < HELPED:
-            return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words)
-        return Operation(Kind.KERNEL, launch.run, op.name, operands=words)
+            return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words, nbytes=launch.weigh)
+        return Operation(Kind.KERNEL, launch.run, op.name, operands=words, nbytes=launch.weigh)
 
     # ---- after -----------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..engine import InternalError, Kind, Operation
-from ..ndarray.buffer import Buffer
+from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import FLOAT32
 from ..ndarray.shape import Shape
-from .schema import Meta, Operator, Text, registry
+from .schema import Meta, Operator, Step, Text, registry
 
 HALF = np.dtype(np.float16)
 
@@ -50,7 +50,7 @@ def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
     narrow = op.widen and any(a is not None and a.dtype == HALF for a in arrays)
     if narrow:
         arrays = [a.astype(FLOAT32) if a is not None and a.dtype == HALF else a for a in arrays]
-    wide = [None if m is None else np.empty(m[0], FLOAT32 if narrow and m[1] == HALF else m[1]) for m in made]
+    wide = [None if m is None else HOST.empty(m[0], FLOAT32 if narrow and m[1] == HALF else m[1]) for m in made]
     steps = op.kernel(HOST.xp, *arrays, **attributes, **dict(zip((*op.outputs, *op.saves), wide, strict=True)))
     if op.atomic:
         for function, *arguments in steps:
@@ -149,9 +149,20 @@ class GradientLaunch:
                     made = made.copy()
                 buffer.adopt(made)
 
+    def weigh(self) -> tuple[int, int, list[Step]]:
+        """For back-pressure: see `Launch.weigh`.  What the texts take on their way is not known."""
+        used = [
+            v[0] for value in self.values.values() for v in (value if type(value) is list else (value,)) if _view(v)
+        ]
+        return weigh([out[2] for *_, outs in self.parts for out in outs if out is not None], used)
+
+
+def _view(value: Any) -> bool:
+    return type(value) is tuple and bool(value) and isinstance(value[0], Buffer)
+
 
 def _raw(value: Any, narrow: bool) -> Any:
-    if type(value) is tuple and value and isinstance(value[0], Buffer):
+    if _view(value):
         array: RawArray = value[0].view(value[1], value[2], value[3])
         array = array.view()
         array.flags.writeable = False
@@ -166,4 +177,4 @@ def _raw(value: Any, narrow: bool) -> Any:
 def gradient_operation(launch: GradientLaunch, recorded_at: str) -> Operation:
     """The engine operation of a gradient, not yet admitted."""
     name = f"backward of {launch.op.name}"
-    return Operation(Kind.KERNEL, launch, name, operands=f"recorded at {recorded_at}")
+    return Operation(Kind.KERNEL, launch, name, operands=f"recorded at {recorded_at}", nbytes=launch.weigh)
