@@ -27,6 +27,7 @@ from .tracker import Plan, Tracker
 from .variable import Variable
 
 ATOMIC = Kind.ATOMIC
+AHEAD = 2**20  # bytes in flight above which nothing runs within its push
 PRUNE_AT = 16  # readers of one variable before finished ones are taken off its list
 
 
@@ -101,7 +102,9 @@ class Admission(Tracker):
 
     def _admit_op(self, op: Operation, planned: Plan, t: object) -> bool:
         """P held, ticket taken.  Find the predecessors; run the operation here, or queue it.  False: plan again."""
-        if op.cheap and self.inline and op.kind is ATOMIC:
+        # With much memory in flight it is queued: what was pushed before it and needs memory has not run, and a loop's
+        # ready temporaries would pile up.          [test_memory: test_the_gradient_loop_needs_one_temporary]
+        if op.cheap and self.inline and op.kind is ATOMIC and self._bytes_pushed - self._bytes_done <= AHEAD:
             done = self._inline(op, planned, t)
             if done is not None:
                 return done
@@ -144,7 +147,7 @@ class Admission(Tracker):
                 if v.readers:  # write after read
                     preds += [p for p in v.readers if p.state is not DONE]
         op.poison = worst(fates) if fates else None
-        op.repeatable, op.repeated = not updates, False
+        op.tries = 1 if updates else 2
         if len(preds) > 1:
             unique = dict.fromkeys(preds)  # keeps the order: sources first
             sources = sources if len(unique) == len(preds) else len(set(preds[:sources]))
@@ -350,7 +353,7 @@ class Admission(Tracker):
         op.sources = 0
         op.poison = None
         op.nbytes = op.carried = 0  # it runs, and its memory is taken
-        op.repeatable = op.repeated = False
+        op.tries = 0
         # Code that runs inside this very function promotes the operation first, and more happens to it then: so fields
         # that change later are set by the commit only.                  [test_attacks: test_push_inside_a_promotion]
         out = self._queue_steps(op, planned)

@@ -334,11 +334,11 @@ class Pressure(Waiting):
         """Memory ran out in the library's own operation, and nothing is lost if it is run again."""
         if not isinstance(e, MemoryError) or op.kind not in (Kind.ATOMIC, Kind.KERNEL):
             return False  # what a user's function has done before, nobody knows
-        if not op.repeatable and not (op.kind is Kind.ATOMIC and op.mark == 0):
-            return False  # its kernel had begun to change something in place
-        if op.repeated or claim[0] is not token or op.claim is not claim:
+        if op.tries < (1 if op.kind is Kind.ATOMIC and op.mark == 0 else 2):
+            return False  # its kernel had begun to change something in place, or this is the second time
+        if claim[0] is not token or op.claim is not claim:
             return False
-        op.repeated = True
+        op.tries = 0
         op.mark = 0  # whoever interrupts what follows leaves an operation that has not started
         release_frames(e)  # what it had allocated is free
         return True

@@ -137,12 +137,12 @@ class Operation:
         "__weakref__",
         # set before admission, constant until DONE; fn, operands, context, preds and sources are dropped then
         "cheap", "context", "engine", "fn", "kind", "lane", "name", "operands", "others", "poison", "pred0", "pred1",
-        "nbytes", "priority", "repeatable", "seq", "site", "sources",
+        "nbytes", "priority", "seq", "site", "sources",
         # T: everything about scheduling.  claim = [token, runner's lock, thread id, start in seconds]
         "carried", "claim", "state", "succ", "wait_count", "watch",
         # the runner alone, before DONE: fate (one store).  Inside the kernel's C call: mark
         # 0 not started, 1 started, 2 ran.  Whoever meets an operation without a runner repairs it by this mark.
-        "fate", "mark", "repeated",
+        "fate", "mark", "tries",
         # own thread: blocked, what it waits for right now.  Any thread: cancelled, only ever set.
         "blocked", "cancelled",
     )  # fmt: skip
@@ -184,8 +184,9 @@ class Operation:
     pred1: Operation | None
     others: tuple[Operation, ...]
     carried: int  # bytes that count until it is done, beside those that it allocates
-    repeatable: bool  # it changes nothing in place: if memory runs out it may be run again
-    repeated: bool
+    # If memory runs out, may it be run once more?  2: yes, since it changes nothing in place; 1: before its kernel has
+    # begun; 0: never, or no more.
+    tries: int
     sources: int  # the first so many of preds: whose failure is this one's failure
     poison: Fate | None
     claim: list[Any] | None

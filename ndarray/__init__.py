@@ -49,7 +49,7 @@ __all__ = [
 class Statistics:
     """What arrays hold, and what protecting values against writes has cost since the program began.
 
-    `live_bytes`: of the memory of arrays, whoever keeps it (blocks of less than 512 bytes aside).   `peak_bytes`: the
+    `live_bytes`: of the memory of arrays, whoever keeps it (blocks of less than 4096 bytes aside).   `peak_bytes`: the
     most that ever was.   `copies`: copies of held bytes or of chunks, made before a write.   `renames`: whole writes
     that took a new buffer because the old one was held.
     """

@@ -5,8 +5,8 @@ A *block* is the raw array that a buffer took.  It is followed with a weak refer
 counted when somebody asks or when the queue has grown long.  So the figures are exact, the peak too, and an allocation
 pays a reference and an append, no lock.  A raw array lives as long as a view of it, whoever has that.
 
-Blocks of less than `SMALL` bytes are not followed: the Python objects of an array weigh about as much, and its
-operation would take a tenth longer.  Nor is what a kernel takes and frees before it ends.
+Blocks of less than `SMALL` bytes, a page, are not followed: an operation on so few elements would take a tenth longer.
+Nor is what a kernel takes and frees before it ends.
 
 `_count` and taking from the queue are guarded by `_lock`; appending needs no guard.
 """
@@ -23,7 +23,7 @@ from weakref import ref
 
 from ..engine.atomic import attempt
 
-SMALL = 512  # bytes
+SMALL = 4096  # bytes
 LONG = 128  # events that wait to be counted
 
 

@@ -17,7 +17,7 @@ from vardag.engine.checkpoints import audit
 from vardag.engine.testing import Gate
 from vardag.ndarray import device, memory
 
-KB = 256  # float32 elements
+PAGE = 1024  # float32 elements: the least that is followed
 
 
 def live() -> int:
@@ -31,55 +31,55 @@ def live() -> int:
 def test_live_and_peak_bytes(engine_kind: Engine) -> None:
     before = live()
     memory.reset_peak()
-    x = nd.ones((4, KB))
+    x = nd.ones((4, PAGE))
     x.wait_to_read()
-    assert live() - before == 4096
+    assert live() - before == 4 * 4096
     y = x[1:3]
     z = x * 2
     z.wait_to_read()
     del x
-    assert live() - before == 8192  # the view keeps the whole
+    assert live() - before == 8 * 4096  # the view keeps the whole
     del y, z
     engine_kind.waitall()
     assert live() == before
-    assert nd.statistics().peak_bytes - before == 8192
+    assert nd.statistics().peak_bytes - before == 8 * 4096
 
 
 def test_memory_is_taken_when_an_operation_starts() -> None:
     with Engine(workers=1) as e:
         before = live()
-        x = nd.ones((KB,))
+        x = nd.ones((PAGE,))
         gate = Gate()
         e.push(gate, updates=[x.var])
         gate.wait_entered()
         y = x * 2
-        assert live() - before == 1024
+        assert live() - before == 4096
         gate.open()
         y.wait_to_read()
-        assert live() - before == 2048
+        assert live() - before == 8192
 
 
 def test_memory_is_freed_at_the_last_use(engine_kind: Engine) -> None:
     """Nothing of a done operation keeps its operands: not its handle, its variables, nor a worker's frame."""
     before = live()
-    x = nd.ones((4, KB))
+    x = nd.ones((4, PAGE))
     for _ in range(5):
         x = x * 2
     x.wait_to_read()
-    assert live() - before == 4096
+    assert live() - before == 4 * 4096
     assert x.asnumpy()[0, 0] == 32
 
 
 def test_memory_from_the_host_and_gradients_is_counted(engine_kind: Engine) -> None:
     before = live()
-    x = nd.array(np.ones((KB,), np.float32))
+    x = nd.array(np.ones((PAGE,), np.float32))
     x.attach_grad()
     with autograd.record():
         y = (x * x).sum()
     y.backward()
     nd.waitall()
-    assert np.array_equal(x.grad.asnumpy(), np.full(KB, 2, np.float32))
-    assert live() - before >= 2048
+    assert np.array_equal(x.grad.asnumpy(), np.full(PAGE, 2, np.float32))
+    assert live() - before >= 8192
     del x, y
     assert live() == before
 
@@ -97,7 +97,7 @@ def test_small_blocks_are_not_followed() -> None:
 def test_the_queue_of_events_stays_short() -> None:
     before = live()
     for _ in range(3 * memory.LONG):
-        nd.zeros((KB,))
+        nd.zeros((PAGE,))
     assert len(memory._events) <= memory.LONG + 2
     nd.waitall()
     assert live() == before
@@ -109,7 +109,7 @@ def test_counted_by_many_threads() -> None:
     def work() -> None:
         kept: list[Any] = []
         for i in range(500):
-            kept.append(np.empty(KB * (1 + i % 3), np.float32))
+            kept.append(np.empty(PAGE * (1 + i % 3), np.float32))
             memory.follow(kept[-1])
             if i % 7 == 0:
                 kept.clear()
@@ -131,11 +131,11 @@ def test_the_gradient_loop_needs_one_temporary(kind: str, inline: bool) -> None:
     """``dw += dot(x.T, dy)`` ten thousand times, pushed ahead of the one worker (field notes, row 13).
 
     Each step's temporary is freed before the next step's is taken, for what was pushed first is picked first.  In the
-    nd face ``x.T`` is a temporary too.
+    nd face ``x.T`` is a temporary too; and what runs within its push may be a megabyte ahead.
     """
     with Engine(kind, workers=1, inline=inline) as e:
         before = live()
-        x, dy, dw = nd.ones((32, 16)), nd.ones((32, 32)), nd.zeros((16, 32))
+        x, dy, dw = nd.ones((64, 32)), nd.ones((64, 64)), nd.zeros((32, 64))
         nd.waitall()
         arrays = live() - before
         memory.reset_peak()
@@ -143,11 +143,12 @@ def test_the_gradient_loop_needs_one_temporary(kind: str, inline: bool) -> None:
             dw += nd.dot(x.T, dy)
         dw.wait_to_read()
         nd.waitall()
-        assert dw.asnumpy()[0, 0] == 320_000
-        transposed, product = 32 * 16 * 4, 16 * 32 * 4
+        assert dw.asnumpy()[0, 0] == 640_000
+        transposed, product = 64 * 32 * 4, 32 * 64 * 4
         # The waiting thread helps, so with a worker there are two that run operations.
         runners = 1 if kind == "NaiveEngine" else 2
-        assert nd.statistics().peak_bytes - before <= arrays + runners * (transposed + product)
+        ahead = 2**20 if inline else 0
+        assert nd.statistics().peak_bytes - before <= arrays + runners * (transposed + product) + ahead
         assert live() - before == arrays
         assert e.statistics().bytes == 0
 
@@ -187,7 +188,7 @@ def test_the_bound_holds_for_memory_that_pending_operations_keep() -> None:
 
 def test_an_array_with_many_readers_counts_once() -> None:
     with Engine(workers=1, inline=False) as e:
-        x = nd.ones((64, KB))
+        x = nd.ones((64, PAGE))
         x.wait_to_read()
         y = nd.zeros((1,))
         gate = Gate()
@@ -236,7 +237,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Failing]:
 @pytest.mark.parametrize("inline", [True, False])
 def test_one_failure_is_repeated_unseen(engine_kind: Engine, failing: Failing, inline: bool) -> None:
     engine_kind.inline = inline
-    x = nd.ones((KB,))
+    x = nd.ones((PAGE,))
     x.wait_to_read()
     failing.reset(1, 1)
     y = x + 1
@@ -249,7 +250,7 @@ def test_memory_that_stays_out_poisons_and_the_engine_goes_on(
     engine_kind: Engine, failing: Failing, inline: bool
 ) -> None:
     engine_kind.inline = inline
-    x = nd.ones((KB,))
+    x = nd.ones((PAGE,))
     x.wait_to_read()
     before = live()
     failing.reset(1, 10**6)
@@ -362,7 +363,7 @@ def test_a_users_function_is_not_run_again() -> None:
 def program(seed: int) -> list[Any]:
     """Arithmetic, products, views, in-place writes and gradients on shared arrays; returns what it can read."""
     r = Random(seed)
-    arrays = [nd.array(np.full((16, 16), i + 1, np.float32)) for i in range(3)]
+    arrays = [nd.array(np.full((32, 32), i + 1, np.float32)) for i in range(3)]
     for a in arrays:
         a.attach_grad()
     with autograd.record():
