@@ -11,6 +11,8 @@ import threading
 import pytest
 
 from vardag.engine import DeadlockError, Engine, EngineClosed, EngineTimeout, Kind, Operation, State, lifecycle, waiting
+from vardag.engine.atomic import locked, unlocked
+from vardag.engine.claims import here_and_now
 from vardag.engine.running import Runner
 from vardag.engine.testing import Checkpoints, Gate, audit
 
@@ -388,3 +390,94 @@ def test_exit_does_not_hang(code):
     code = "from vardag import engine as E\ne = E.Engine(workers=1)\n" + code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+# ==================================================================================================== small guards
+def test_unlocked_takes_the_lock_back():
+    def attack(k):
+        hit, lock = [], threading.RLock()
+
+        def at(n):
+            if n == k:
+                hit.append(n)
+                raise Hard
+
+        with lock:
+            with contextlib.suppress(Hard), Checkpoints(at):
+                unlocked(lock, int)
+            assert lock._is_owned()
+        return hit
+
+    assert visits(attack) >= 2
+
+
+def test_a_lane_made_while_another_is_made():
+    """(3.11) A collection inside `_new_lane` runs a finalizer that pushes to a new lane too."""
+
+    class Lanes(dict):
+        __iter__ = None  # else `{**lanes}` does not ask for the keys
+
+        def keys(self):
+            e._lanes = dict(self.items())
+            e._new_lane("one")
+            return super().keys()
+
+    with Engine("ThreadedEnginePerDevice", workers=1) as e:
+        e._lanes = Lanes(e._lanes)
+        e._new_lane("two")
+        assert set(e._lanes) == {"cpu", "one", "two"}
+
+
+@pytest.mark.parametrize("kind", [Kind.USER, Kind.KERNEL, Kind.ASYNC])
+@pytest.mark.parametrize("taken", [False, True], ids=["waits", "loses it"])
+def test_a_finalizer_between_the_claim_and_the_function(kind, taken):
+    """It waits for the claimed operation, and runs it, or another worker takes it meanwhile: it runs once."""
+
+    def attack(k):
+        hit, ran, lost = [], [], []
+        blocker, inside, busy, mine = Gate(), Gate(), threading.Lock(), [None]
+
+        def function(*args):
+            ran.append(1)
+            if lost and len(ran) == 1:
+                inside()
+            if args:
+                args[1]()
+
+        def at(n):
+            if n == k and op.mark == 0 and op.state is State.RUNNING and op not in here_and_now.stack:
+                hit.append(n)
+                if taken:
+                    lost.append(n)
+                    locked(e._T, e._repair, op)
+                    blocker.open()
+                    inside.wait_entered()
+                else:
+                    op.wait(WAIT)
+            elif n == k:
+                hit.append(n)
+
+        def work():
+            locked(e._T, lambda: (e._drain(), e._claim_this(op, busy, mine)))
+            with Checkpoints(at):
+                fate = e._execute(mine[0])
+            if fate is not None:
+                e._finish(op, *mine[0][1:], fate)
+
+        with Engine("ThreadedEnginePooled", workers=1) as e:
+            e.push(blocker)
+            blocker.wait_entered()
+            op = Operation(kind, function, "op")
+            e.admit(lambda: (op, (), (), (), (), [], False))
+            here_and_now.worker = e  # this thread plays a worker, so that it can be traced
+            try:
+                locked(busy, work)
+            finally:
+                here_and_now.worker = None
+            blocker.open()
+            inside.open()
+            op.wait(WAIT)
+            assert len(ran) == 1
+        return hit
+
+    assert visits(attack) > 4
