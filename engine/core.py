@@ -6,6 +6,7 @@ Owns construction, `push`, stop and start.  Guarantees that bad input is refused
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextvars import Token
 from time import monotonic
@@ -338,6 +339,14 @@ class Engine(Contract):
                 return
             raise EngineClosed("push by an operation while the process is ending")
         super()._refuse()
+
+    def wait_op(self, op: Operation, timeout: float | None = None) -> None:
+        """Wait until `op` is done; raise nothing of what it raised: see `Waiting.wait_op`."""
+        super().wait_op(op, timeout)
+        if self._parking and op.cancelled and not here_and_now.stack:
+            main = threading.current_thread() is threading.main_thread()
+            if not main:
+                park()  # the process ends by Ctrl-C, which cancelled it: to a daemon thread that is no error
 
     def _log_unseen(self) -> None:
         roots, more = self._take_unseen()

@@ -176,3 +176,18 @@ def test_waits_from_several_threads():
         for t in threads:
             t.join(60)
         assert len(done) == 8
+
+
+def test_a_wait_is_woken_by_the_completion(engine):
+    """SLICE is a minute here: a wake-up that is lost, or comes before its operation is done, is a hang."""
+    for _ in range(20):
+        gate, v = Gate(), engine.new_variable()
+        if engine.kind == "NaiveEngine":
+            gate.open()
+        engine.push(gate, updates=[v])
+        thread = threading.Thread(target=lambda v=v: engine.wait_for_var(v, 20))
+        thread.start()
+        gate.wait_entered()
+        gate.open()
+        thread.join(20)
+        assert not thread.is_alive()
