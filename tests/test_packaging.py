@@ -44,7 +44,7 @@ def test_every_directory_with_sources_is_a_package() -> None:
 
 def test_mypy_reads_every_room() -> None:
     settings = PROJECT["tool"]["mypy"]
-    assert settings["modules"] == ["vardag"]
+    assert settings["modules"] == ["vardag", "vardag.selftest"]  # which imports all other files beside it
     assert settings["packages"] == [f"vardag.{room}" for room in ROOMS]
 
 
@@ -92,6 +92,9 @@ def test_the_wheel_holds_the_package_and_works(tmp_path: Path) -> None:
     where, value = run([sys.executable, "-c", program], cwd=tmp_path).splitlines()
     assert Path(where) == target / "vardag" / "__init__.py"
     assert value == "[2.0, 2.0]"
+    program = f"import sys, runpy; sys.path.insert(0, {str(target)!r}); sys.argv[1:] = ['--seed', '1']; "
+    program += "runpy.run_module('vardag.selftest', run_name='__main__')"
+    assert "deviations: 0" in run([sys.executable, "-c", program], cwd=tmp_path)
 
 
 def run(command: list[str | Path], cwd: Path | None = None) -> str:
