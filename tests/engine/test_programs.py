@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import os
 import random
 import textwrap
 import threading
@@ -15,23 +16,29 @@ import threading
 import pytest
 
 from vardag.engine import Engine, Kind, Operation, admission
-from vardag.engine.testing import Gate, Seeded, audit
+from vardag.engine.testing import Faults, Gate, Seeded, audit
 
 P = 2**61 - 1
 VARIABLES = 100
+LONG = float(os.environ.get("VARDAG_STRESS") or 0) > 0
+PROGRAMS = 2000 if LONG else 25
 
 
 class Fails(Exception):
     """What a failing operation raises."""
 
 
-def program(seed: int, n: int):
+KINDS = ("ThreadedEnginePooled", "ThreadedEnginePerDevice")
+FAILURES = (Fails, ZeroDivisionError, MemoryError, KeyError)
+
+
+def program(seed: int, n: int, variables: int = VARIABLES):
     """n operations: (kind, reads, writes, updates, constant, fails); updates do not commute."""
     r = random.Random(seed)
     out = []
     for i in range(n):
-        reads = tuple(r.sample(range(VARIABLES), r.choice((0, 1, 1, 2, 3))))
-        changed = r.sample(range(VARIABLES), r.choice((0, 1, 1, 2)))
+        reads = tuple(r.sample(range(variables), r.choice((0, 1, 1, 2, 3))))
+        changed = r.sample(range(variables), r.choice((0, 1, 1, 2)))
         whole = r.random() < 0.35
         kind = r.choice(("user", "kernel", "atomic", "atomic", "cheap", "cheap"))
         out.append((kind, reads, *((tuple(changed), ()) if whole else ((), tuple(changed))), i + 1, r.random() < 0.004))
@@ -49,10 +56,10 @@ def step(cells, reads, writes, updates, k):
         cells[v] = seen
 
 
-def run(engine: Engine, todo, *, gate: bool = False, threads: int = 1):
+def run(engine: Engine, todo, *, gate: bool = False, threads: int = 1, variables: int = VARIABLES):
     """Push the program, wait now and then, and return (cells, errors by variable, operations in push order)."""
-    cells = [0] * VARIABLES
-    vs = [engine.new_variable(str(i)) for i in range(VARIABLES)]
+    cells = [0] * variables
+    vs = [engine.new_variable(str(i)) for i in range(variables)]
     ops = {}
 
     def push(item):
@@ -86,7 +93,7 @@ def run(engine: Engine, todo, *, gate: bool = False, threads: int = 1):
         for item in items:
             push(item)
             if not gate and q.random() < 0.02:
-                with contextlib.suppress(Fails, ZeroDivisionError):
+                with contextlib.suppress(*FAILURES):
                     engine.wait_for_var(q.choice(vs), 60)
 
     pool = [threading.Thread(target=go, args=(todo[i::threads], i)) for i in range(1, threads)]
@@ -101,7 +108,7 @@ def run(engine: Engine, todo, *, gate: bool = False, threads: int = 1):
         error = None
         try:
             engine.wait_for_var(v, 60)
-        except (Fails, ZeroDivisionError) as e:
+        except FAILURES as e:
             error = type(e).__name__, str(e), [n for n in e.__notes__ if n.startswith("distance")]
         errors.append(error)
     with contextlib.suppress(ExceptionGroup):
@@ -136,6 +143,32 @@ def test_equals_the_serial_engine(kind, workers, inline, oracle):
         assert stats.by_worker > 0
         assert stats.by_helper > 0
         assert (stats.inline > 0) == inline
+
+
+def test_many_programs_with_faults(note):
+    """Short programs on few variables: faults at random operations, every number of workers, another schedule each."""
+    deviations, faults, ran = [], 0, {"inline": 0, "worker": 0, "helper": 0}
+    for seed in range(PROGRAMS):
+        r = random.Random(seed)
+        n, variables = r.randint(20, 120), r.randint(3, 20)
+        todo = program(seed, n, variables)
+        at = {r.randrange(n): r.choice((Fails("injected"), MemoryError("injected"), KeyError(7))) for _ in range(3)}
+        with Engine("NaiveEngine", inline=False) as e, Faults(e, at) as injected:
+            want = run(e, todo, variables=variables)[:2]
+            faults += injected.hits
+        for workers in (1, 2, 8):
+            kind, inline, gate = r.choice(KINDS), r.random() < 0.5, r.random() < 0.5
+            schedule = r.choice((None, Seeded(r.randrange(10**6)), Seeded(r.randrange(10**6))))
+            shifted = {k + gate: error for k, error in at.items()}  # the gate is an operation too
+            with Engine(kind, workers, schedule=schedule, inline=inline) as e, Faults(e, shifted):
+                if run(e, todo, variables=variables, gate=gate)[:2] != want:
+                    deviations.append((seed, kind, workers, schedule and schedule.seed, inline, gate))
+                for who, count in e.statistics().ran_by.items():
+                    ran[who] += count
+    note("programs", PROGRAMS, PROGRAMS, f"{faults} faults, deviations: {len(deviations)}, ran by {ran}")
+    assert not deviations
+    assert faults > PROGRAMS
+    assert all(count > PROGRAMS for count in ran.values())
 
 
 def test_serial_with_the_inline_path_equals_the_one_without(oracle):
