@@ -384,7 +384,7 @@ class Faults:
         self.hits = 0
 
     def __enter__(self) -> Faults:
-        self._first = self._engine.statistics().pushed
+        self._first = self._engine._seq
         self._engine._admit_op = self._admit_op  # type: ignore[method-assign]
         return self
 

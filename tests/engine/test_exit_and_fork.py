@@ -105,12 +105,12 @@ def exit_case(seed: int) -> str | None:
     return None if right and quiet else f"seed {seed}: {works} {manner} {kind}: {done}\n{whole}"
 
 
-def test_every_exit_has_its_code_and_an_empty_stderr():
+def test_every_exit_has_its_code_and_an_empty_stderr(note):
     seeds = range(EXITS) if LONG else random.Random(3).sample(range(85), EXITS)
     with ThreadPoolExecutor(4) as pool:
         wrong = [w for w in pool.map(exit_case, seeds) if w]
-    print(f"exits: {EXITS}, wrong: {len(wrong)}")
     assert not wrong, wrong[0]
+    note("exits", EXITS, EXITS, f"{len(WORK)} kinds of work in flight, {len(MANNERS)} manners")
 
 
 def test_an_exit_that_is_wrong_would_be_noticed(monkeypatch):
@@ -144,7 +144,7 @@ def value(pushes: int) -> int:
 
 
 @fork
-def test_fork_while_four_threads_push():
+def test_fork_while_four_threads_push(note):
     """The child finds finished state intact, unfinished state failed, and an engine that works."""
     held = [0]
     with Engine("ThreadedEnginePooled", workers=2) as e:
@@ -207,7 +207,7 @@ def test_fork_while_four_threads_push():
         for i, v in enumerate(vs):
             assert cells[i][0] == value(v.version)
         audit(e)
-    print(f"forks: {FORKS}, children that ended with 0: {codes.count(0)}, while a lock was held: {held[0]}")
+    note("forks", codes.count(0), FORKS, f"{held[0]} of the forks while another thread was inside a section")
     assert codes == [0] * FORKS
     assert held[0] >= FORKS // 2
 
