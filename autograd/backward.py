@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..engine import ArgumentError, ArgumentTypeError
-from ..ndarray.array import Array, describe
+from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, share
 from ..ndarray.line import Scope, scope, within
+from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
 from .tape import Leaf, Recorder, entry_of
 from .walk import ZERO, GraphError, Walk, reshaped
@@ -35,7 +36,7 @@ def _head_grads(heads: Sequence[Array], head_grads: Any) -> list[Any]:
     made = []
     for head, g in zip(heads, given, strict=True):
         if g is None:
-            made.append(numpy_face.ones(shape=head._shape, dtype=head._chunk.buffer.dtype, ctx=head.context))
+            made.append(numpy_face.ones(shape=head._shape, dtype=head._dtype, ctx=head.context))
         elif isinstance(g, Array) and g._meta == head._meta:
             made.append(_snapshot(g))
         else:
@@ -198,7 +199,7 @@ def _result(walk: Walk, variable: Array, target: Any, position: int, unused: str
         if unused == "none":
             return None
     if gradient is None or gradient is ZERO:
-        gradient = numpy_face.zeros(shape=variable._shape, dtype=variable._chunk.buffer.dtype, ctx=variable.context)
+        gradient = numpy_face.zeros(shape=variable._shape, dtype=variable._dtype, ctx=variable.context)
     gradient = reshaped(gradient, variable._shape)
     return as_face(type(variable), gradient)
 

@@ -7,10 +7,11 @@ from contextvars import ContextVar
 from typing import Any
 
 from ..engine import ArgumentError, ArgumentTypeError, here
-from ..ndarray.array import Array, describe
+from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved, hold
 from ..ndarray.dtype import DType
 from ..ndarray.line import READ_ONLY, Line, Scope, scope, within
+from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from ..operators.faces import numpy_face
 from .backward import as_face

@@ -9,8 +9,9 @@ from typing import Any
 from weakref import ref
 
 from ..engine import ArgumentError, ArgumentTypeError
-from ..ndarray.array import Array, describe
+from ..ndarray.array import Array
 from ..ndarray.dtype import BOOL
+from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
 from .backward import as_face, backward, gradients_of, leaf_gradients
 from .scope import record
@@ -56,7 +57,7 @@ def _mark(variables: Any, gradients: Any, grad_reqs: Any) -> list[Array]:
     for i, (array, request) in enumerate(zip(arrays, requests, strict=True)):
         if not isinstance(array, Array):
             raise ArgumentTypeError(f"[mark_variables] {array!r}: an array expected")
-        if array._chunk.buffer.dtype == BOOL:
+        if array._dtype == BOOL:
             raise ArgumentTypeError(f"[mark_variables] {describe(array)}: boolean arrays have no gradient")
         if request not in REQUESTS:
             raise ArgumentError(f"[mark_variables] request {request!r}: one of {', '.join(REQUESTS)} expected")

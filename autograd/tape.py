@@ -131,7 +131,7 @@ def entry_of(array: Array) -> Any:
     cached = array._derived
     if cached is not None and cached[0] is entry:
         return cached[1]
-    dtype = array._chunk.buffer.dtype
+    dtype = array._dtype
     made = ((array._shape, dtype),)
     node = Node(VIEW, _geometry(array, line), (entry,), ((line.shape, dtype),), made)
     derived = node, 0
@@ -266,7 +266,7 @@ class Recorder:
         return steps
 
     def _assigned(self, line: Line, value: Entry | None, target: Array) -> Node:
-        dtype = target._chunk.buffer.dtype
+        dtype = target._dtype
         base = line.shape, dtype
         return Node(ASSIGN, _geometry(target, line), (line.entry, value), (base, target._meta), (base,))
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
-from ..ndarray.array import Array, describe
+from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
+from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
 from ..operators.schema import Text, zero
 from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
@@ -227,7 +228,7 @@ class Walk:
                 for i in part:
                     if i is not None:
                         meta: Any = node.metas[i]
-                        outs[i] = Array._fresh(g._chunk.buffer.engine, meta[0], meta[1], g.context)
+                        outs[i] = Array._fresh(g._place, meta[0], meta[1])
             self._admit(node, group, outs, cotangents, indices)
             for i, out in outs.items():
                 self._deliver(node, i, out)
@@ -278,7 +279,7 @@ class Walk:
             return gradient_operation(launch, node.recorded_at), reads, writes, (), [], [], False
 
         first = next(iter(outs.values()))
-        first._chunk.buffer.engine.admit(plan)
+        first._place.engine.admit(plan)
 
 
 class FunctionNode(Node):

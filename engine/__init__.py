@@ -19,12 +19,14 @@ from .errors import (
 )
 from .lifecycle import add_kernel_context_hook, current, default, profile, set_default, statistics
 from .limits import Limits, limits
-from .operation import Kind, Operation, State, user_context_hooks
+from .operation import DONE, OK, Kind, Operation, State, user_context_hooks
 from .profiler import Profile
 from .site import describe, here, line_of
 from .variable import Variable
 
 __all__ = [
+    "DONE",
+    "OK",
     "ArgumentError",
     "ArgumentTypeError",
     "Cancelled",

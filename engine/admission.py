@@ -6,6 +6,7 @@ Locks, invariants and the named races are in tracker.py.
 
 from __future__ import annotations
 
+import sys
 import threading
 from _thread import allocate_lock, get_ident
 from collections import deque
@@ -28,6 +29,8 @@ from .variable import Variable
 
 ATOMIC = Kind.ATOMIC
 AHEAD = 2**20  # bytes in flight above which nothing runs within its push
+# Without it one thread may see another's changes in another order than they were made.
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 PRUNE_AT = 16  # readers of one variable before finished ones are taken off its list
 
 
@@ -92,11 +95,11 @@ class Admission(Tracker):
                 self._promote()
             t = object()
             guard[0] = t
-            if self._closed:
-                self._refuse()
             planned = plan()
             held.append(planned)
             op = planned[0]
+            if self._closed and op is not None:
+                self._refuse()
             if (commit(guard, t, planned[4]) if op is None else self._admit_op(op, planned, t)) and not planned[6]:
                 return op
 
@@ -249,7 +252,7 @@ class Admission(Tracker):
                 tail.append((setattr, v, "readers", ()))
             tail.append((setattr, v, "version", v.version + 1))
         op.mark = 0
-        context = self._kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
+        context = self.kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
         try:
             kernel = context.run(op.fn)  # type: ignore[arg-type]
         except BaseException as e:
@@ -258,12 +261,17 @@ class Admission(Tracker):
         check = (index, self._guard_p, t)
         whole = (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)
         self._inlining = op, planned
+        self.writing += 1
         try:
             context.run(deque, starmap(call, whole), 0)
         except BaseException as e:
             self._inlining = None  # no checkpoint between the kernel and this store
-            return self._inline_ended(op, planned, t, e)
+            try:
+                return self._inline_ended(op, planned, t, e)
+            finally:
+                self.writing -= 1
         self._inlining = None
+        self.writing -= 1
         op.fn = op.operands = None
         op.fate = OK
         op.state = DONE
@@ -370,6 +378,16 @@ class Admission(Tracker):
         out += ((setattr, op, name, value) for name, value in fields)
         out.append((setitem, self._live, op.seq, op))
         commit(self._guard_p, t, out)
+
+    # ------------------------------------------------------------------------------------- kernels without a push
+    def calm(self) -> bool:
+        """May a kernel whose inputs are ready, and whose outputs nobody knows yet, run at once: no push, no lock?
+
+        It changes nothing shared, so it needs no place in the order of pushes but that its inputs are the values of one
+        moment.  Whoever runs it looks at its inputs' versions before and after, and that `writing` is still 0: a write
+        is counted by the version when it is pushed, and one that runs within its push shows in `writing` until then.
+        """
+        return self.inline and not self.writing and self._instrument is None and not self._closed and HAS_GIL
 
     # -------------------------------------------------------------------------------------------- odds and ends of P
     def _without_t(self, f: Callable[..., Any], *args: Any) -> Any:

@@ -89,7 +89,7 @@ class Engine(Contract):
             self._rank = (Seeded(schedule) if isinstance(schedule, int) else schedule).rank
         self._lane = self._policy.main
         self._lanes = {self._lane.name: self._lane}
-        self._kernel_context = lifecycle.new_kernel_context()
+        self.kernel_context = lifecycle.new_kernel_context()
         self._tokens: list[Token[Engine | None]] = []
         self._nested_until = 0.0  # at exit: until when operations may push
         lifecycle.register(self)
@@ -239,12 +239,13 @@ class Engine(Contract):
     # ================================================================================================ observing
     def statistics(self) -> Statistics:
         """Counters of what was pushed and who ran it.  Sync: never blocks."""
-        pushed, pending = self._seq, len(self._live) + len(self._inbox)
+        at_once = self.ran_at_once
+        pushed, pending = self._seq + at_once, len(self._live) + len(self._inbox)
         return Statistics(
             pushed=pushed,
             completed=pushed - pending,
             pending=pending,
-            inline=self._ran_inline,
+            inline=self._ran_inline + at_once,
             by_worker=self._ran_worker,
             by_helper=self._ran_helper,
             unseen=sum(not r.seen for r in list(self._unseen)) + self._unseen_more,

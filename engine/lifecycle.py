@@ -70,7 +70,7 @@ def add_kernel_context_hook(hook: Callable[[], object]) -> None:
     """Prepare kernels' contexts with `hook`, in engines that exist too."""
     kernel_context_hooks.append(hook)
     for engine in living():
-        engine._kernel_context = new_kernel_context()
+        engine.kernel_context = new_kernel_context()
 
 
 def default() -> Engine:
@@ -259,6 +259,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
         lane.renew()
     engine._started = None
     engine._bytes_done, engine._room, engine._starved = engine._bytes_pushed, (), []
+    engine.writing = engine.writing if mine else 0
     engine._unseen.clear()  # the parent reports its own
     engine._unseen_more = 0
     if inlining is not None:

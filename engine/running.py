@@ -385,7 +385,7 @@ class Runner(Repair):
             own.run(fn)
             op.mark = 2
         elif kind is ATOMIC:
-            context = self._kernel_context.copy()
+            context = self.kernel_context.copy()
             kernel = context.run(fn)
             steps = ((index, claim, token), (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2))
             context.run(deque, starmap(call, steps), 0)
@@ -394,7 +394,7 @@ class Runner(Repair):
             if claim[0] is not token:
                 return True
             op.mark = 1
-            self._kernel_context.copy().run(fn)
+            self.kernel_context.copy().run(fn)
             op.mark = 2
         else:
             self._call_async(op, claim, token, stack)
@@ -415,7 +415,7 @@ class Runner(Repair):
                 raise e
             if isinstance(e, MemoryError):
                 return Fate(Root(op, e))
-            if op.mark == 0 and (op.kind is not ATOMIC or not fails_again(op, self._kernel_context.copy())):
+            if op.mark == 0 and (op.kind is not ATOMIC or not fails_again(op, self.kernel_context.copy())):
                 raise e
         return Fate(Root(op, e))
 

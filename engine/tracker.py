@@ -72,12 +72,15 @@ class Tracker:
         self._unseen: list[Root] = []
         self._unseen_more = 0  # how many more there were: approximate
         self._inlining: tuple[Operation, Plan] | None = None  # P: not None exactly while a kernel runs inside a push
+        # P: how many kernels run within pushes now: while it is not 0, what one reads without the lock may be half
+        # written.  An exception that comes twice may leave it too high: then nothing runs `at_once` any more.
+        self.writing = 0
         self._closed = False
         self._parking = False  # at exit: a refused push parks its (daemon) thread instead of raising noisily
         self._started: dict[str, Lane] | None = None  # the dictionary of lanes whose workers have been started
         self._bulk = 64  # operations whose edges one commit draws
         self._rank: Rank = by_priority
-        self._kernel_context = Context()  # the template; each kernel runs in a copy of it
+        self.kernel_context = Context()  # the template; each kernel runs in a copy of it
         self._lanes: dict[str, Lane] = {}
         self._lane: Lane = Lane("cpu", 0)
         self._instrument: Instrument | None = None
@@ -89,6 +92,8 @@ class Tracker:
         self._look_seq: float = -1
         self._room: tuple[Any, ...] = ()  # T: pushes that are held
         self.inline = True
+        self.attached: dict[Any, Any] = {}  # what the rooms to the right keep per engine
+        self.ran_at_once = 0  # kernels that ran without a push, see `calm`; approximate as the counters below
         self._ran_inline = 0  # P.  The counters below: approximate, single stores
         self._ran_worker = 0
         self._ran_helper = 0

@@ -11,7 +11,6 @@ from typing import Any
 
 from .. import engine as _engine
 from ..engine import ArgumentTypeError
-from . import arithmetic as _arithmetic  # noqa: F401 - gives arrays Python's operators
 from . import random
 from ._late import nd_face as _nd_face
 from .array import Array
@@ -69,7 +68,8 @@ def statistics() -> Statistics:
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    return getattr(_nd_face, name)
+    found = globals()[name] = getattr(_nd_face, name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,9 @@
 """`Array`: a view of a chunk, with NumPy's semantics.  `NDArray` (ndarray.py) puts MXNet's rules on top.
 
-An array has a geometry (shape, strides, offset) over a chunk whose current buffer holds, or will hold, the bytes.
+An array has a geometry (shape, strides, offset) over a chunk whose current buffer holds, or will hold, the bytes.  A
+*young* array is only a value yet, a raw array that nobody writes: it gets its chunk when somebody asks for that.
 Shape and dtype are known at once; the bytes exist when the engine has run what was pushed.  Nothing here waits except
-what says so.  An array may be used, written and waited for by any thread.
+what reading.py adds.  An array may be used, written and waited for by any thread.
 """
 
 from __future__ import annotations
@@ -14,33 +15,37 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from .. import engine as _engine
-from ..engine import ArgumentError, ArgumentTypeError, Engine, Operation, Variable
+from ..engine import ArgumentError, ArgumentTypeError, Variable
 from ._late import autograd, numpy_face
-from .buffer import Admission, Buffer, Chunk, Lease, Saved, Writing, hold, share
+from .buffer import Admission, Buffer, Chunk, Saved, Writing, share
 from .context import Context, as_context
-from .device import RawArray, device_of
+from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index
 from .line import DETACHED, READ_ONLY, Line, scope
+from .memory import SMALL, follow
+from .reading import Reading, describe
 from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, literal_shape
 
 A = TypeVar("A", bound="Array")
 
 
-class Array:
+class Array(Reading):
     """An asynchronous array: shape and dtype now, bytes when they are needed.
 
     Make one with `vardag.nd.array`, `zeros`, ... or with an operator.  Python's operators follow NumPy's rules.
     """
 
-    __slots__ = ("__weakref__", "_chunk", "_derived", "_line", "_offset", "_shape", "_strides")
+    __slots__ = ("__weakref__", "_chunk", "_derived", "_line", "_offset", "_place", "_raw", "_shape", "_strides")
     __array_priority__ = 1000.0
     __array_ufunc__ = None  # NumPy operands leave the operator to this class
     _ops: ClassVar[Any] = numpy_face
     #: the shape of what NumPy would return as a scalar
     _zero_d: ClassVar[Shape] = ()
 
-    _chunk: Chunk
+    _chunk: Chunk  # a young array gets it when it is first asked for
+    _place: Place
+    _raw: RawArray | None  # the value of a young array; None says that the chunk has it
     _shape: Shape
     _strides: Strides  # None: C order
     _offset: int
@@ -56,22 +61,47 @@ class Array:
     def _over(cls, chunk: Chunk, shape: Shape, strides: Strides = None, offset: int = 0) -> Self:
         """An array of this geometry over a chunk, on the chunk's line."""
         new = object.__new__(cls)
-        new._chunk = chunk
+        new._chunk, new._place, new._raw = chunk, chunk.place, None
         new._shape, new._strides, new._offset = shape, strides, offset
         new._line = new._derived = None
         return new
 
     @classmethod
-    def _fresh(cls, engine: Engine, shape: Shape, dtype: DType, context: Context) -> Self:
+    def _fresh(cls, place: Place, shape: Shape, dtype: DType) -> Self:
         """An array with a variable of its own and no memory yet."""
-        return cls._over(Chunk(Buffer(engine, shape, dtype, device_of(context)), context), shape)
+        return cls._over(Chunk(Buffer(place.engine, shape, dtype, place.device), place), shape)
+
+    @classmethod
+    def _young(cls, place: Place, raw: RawArray) -> Self:
+        """An array whose value is `raw`: C-ordered, and nobody else's from now on."""
+        new = object.__new__(cls)
+        new._raw, new._place, new._shape = raw, place, raw.shape
+        new._strides, new._offset = None, 0
+        new._line = new._derived = None
+        if raw.nbytes >= SMALL:
+            follow(raw)
+        return new
 
     @classmethod
     def _from_host(cls, raw: RawArray, context: Context | None = None) -> Self:
-        """An array whose memory is `raw`: C-ordered, and nobody else's from now on."""
-        context = as_context(context)
-        buffer = Buffer(_engine.current(), raw.shape, raw.dtype, device_of(context), raw)
-        return cls._over(Chunk(buffer, context), raw.shape)
+        """As `_young`, on the current engine."""
+        return cls._young(place_of(_engine.current(), as_context(context)), raw)
+
+    def _grow(self) -> Chunk:
+        """A young array's chunk.  From then on its memory may be written."""
+        place = self._place
+
+        def plan() -> Admission:
+            raw = self._raw
+            if raw is None:  # another thread, or a finalizer, was here
+                return None, (), (), (), [], [], False
+            chunk = Chunk(Buffer(place.engine, self._shape, raw.dtype, place.device, raw), place)
+            chunk.line = self._line
+            steps = [(setattr, self, "_chunk", chunk), (setattr, self, "_line", None), (setattr, self, "_raw", None)]
+            return None, (), (), (), steps, [self._line], False
+
+        place.engine.admit(plan)
+        return self._chunk
 
     def _view(self, shape: Shape, strides: Strides, offset: int) -> Self:
         """Another geometry over the same chunk.  It shares the line, except under autograd.pause()."""
@@ -82,7 +112,7 @@ class Array:
     @classmethod
     def _from_saved(cls, saved: Saved, node: Any) -> Self:
         """An array over the buffer of a value that `node` saved: they share it until one of them writes."""
-        chunk = Chunk(saved.buffer, saved.context)
+        chunk = Chunk(saved.buffer, saved.place)
         new = cls._over(chunk, saved.shape, saved.strides, saved.offset)
         owner = saved.owner()
         engine = saved.buffer.engine
@@ -99,7 +129,7 @@ class Array:
         return new
 
     def _covers_chunk(self) -> bool:
-        return math.prod(self._shape) == self._chunk.buffer.size
+        return self._raw is not None or math.prod(self._shape) == self._chunk.buffer.size
 
     # ---- metadata: never blocks ------------------------------------------------------------------------------------
 
@@ -121,12 +151,12 @@ class Array:
     @property
     def dtype(self) -> Any:
         """Element type: a NumPy dtype (in the nd face, as in MXNet, the NumPy scalar type)."""
-        return self._chunk.buffer.dtype
+        return self._dtype
 
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return self._chunk.buffer.dtype.itemsize
+        return self._dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -136,7 +166,7 @@ class Array:
     @property
     def context(self) -> Context:
         """The context that the array lives on."""
-        return self._chunk.context
+        return self._place.context
 
     ctx = context
     device = context
@@ -144,7 +174,7 @@ class Array:
     @property
     def version(self) -> int:
         """How many writes have been pushed to the memory that this array is a view of, in program order."""
-        return self._chunk.version
+        return 0 if self._raw is not None else self._chunk.version
 
     @property
     def var(self) -> Variable:
@@ -153,90 +183,8 @@ class Array:
 
     @property
     def _meta(self) -> tuple[Shape, DType]:
-        return self._shape, self._chunk.buffer.dtype
-
-    # ---- waiting ---------------------------------------------------------------------------------------------------
-
-    def _hold(self) -> tuple[Lease, Operation | None]:
-        """The bytes as of now, which stay where they are, and the operation to wait for."""
-        chunk = self._chunk
-        saved = Lease(chunk, chunk.buffer, self._shape, self._strides, self._offset)
-        writer: list[Operation | None] = [None]
-
-        def plan() -> Admission:
-            keep: list[Any] = []
-            saved.buffer = chunk.buffer
-            writer[0] = chunk.buffer.variable.writer
-            return None, (), (), (), hold([saved], keep), keep, False
-
-        chunk.buffer.engine.admit(plan)
-        return saved, writer[0]
-
-    def wait_to_read(self, timeout: float | None = None) -> None:
-        """Wait until the value as of this call is there.
-
-        Sync: blocks.   Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
-        """
-        writer = self._chunk.buffer.variable.writer  # one moment: no other thread comes in between these reads
-        if writer is not None:
-            writer.wait(timeout)
-
-    def wait_to_write(self, timeout: float | None = None) -> None:
-        """Wait until all operations pushed so far that read or write the current version have finished.
-
-        Sync: blocks.   Raises: as `wait_to_read`.
-        """
-        buffer = self._chunk.buffer
-        buffer.engine.wait_to_write(buffer.variable, timeout)
-
-    def asnumpy(self, timeout: float | None = None) -> RawArray:
-        """A NumPy array with a copy of the value as of this call.
-
-        Sync: blocks until the value is there; writes pushed later, by any thread, don't show.
-        Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
-
-        >>> from vardag import nd
-        >>> nd.arange(3).asnumpy()
-        array([0., 1., 2.], dtype=float32)
-        """
-        saved, writer = self._hold()
-        if writer is not None:
-            saved.buffer.engine.wait_op(writer, timeout)
-            writer.raise_error()
-        return np.array(saved.buffer.view(saved.shape, saved.strides, saved.offset), order="C")
-
-    def item(self) -> Any:
-        """The only element as a Python scalar.  Sync: blocks.   Raises: ArgumentError if there is not exactly one."""
-        return self._scalar().item()
-
-    def _scalar(self) -> Any:
-        if self.size != 1:
-            raise ArgumentError(f"[asscalar] {describe(self)}: one element expected")
-        return self.asnumpy().reshape(())[()]
-
-    def tolist(self) -> Any:
-        """The value as nested lists of Python scalars.  Sync: blocks."""
-        return self.asnumpy().tolist()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> RawArray:
-        if copy is False:
-            raise ArgumentError(f"[__array__] {describe(self)}: a NumPy array is always a copy; use copy=None or True")
-        raw = self.asnumpy()
-        return raw if dtype is None else raw.astype(dtype, copy=False)
-
-    def __bool__(self) -> bool:
-        if self.size != 1:
-            raise ArgumentError(f"[bool] {describe(self)}: the truth value of several elements is ambiguous")
-        return bool(self._scalar())
-
-    def __float__(self) -> float:
-        return float(self._scalar())
-
-    def __int__(self) -> int:
-        return int(self._scalar())
-
-    def __reduce__(self) -> Any:
-        return _rebuild, (type(self), self.asnumpy(), self.context.device_type, self.context.device_id)
+        raw = self._raw
+        return self._shape, self._chunk.buffer.dtype if raw is None else raw.dtype
 
     # ---- views -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +272,7 @@ class Array:
     def astype(self, dtype: Any, copy: bool = True) -> Self:
         """A copy with another dtype, by C's conversion (self, if the dtype is this one and `copy` is false)."""
         dtype = as_dtype(dtype)
-        if dtype == self._chunk.buffer.dtype:
+        if dtype == self._dtype:
             return self.copy() if copy else self
         return self._ops.cast(self, dtype=dtype)  # type: ignore[no-any-return]
 
@@ -344,6 +292,9 @@ class Array:
         return self if context == self.context else self.copyto(context)
 
     as_in_ctx = to_device = as_in_context
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.asnumpy(), self.context.device_type, self.context.device_id)
 
     def __copy__(self) -> Self:
         return self.copy()
@@ -394,7 +345,9 @@ class Array:
     def _tape_line(self) -> Line | None:
         """The line that the array is on."""
         line = self._line
-        return self._chunk.line if line is None else line
+        if line is not None or self._raw is not None:
+            return line
+        return self._chunk.line
 
     def _is_root(self, line: Line) -> bool:
         return (self._shape, self._strides, self._offset) == (line.shape, line.strides, line.offset)
@@ -405,7 +358,9 @@ class Array:
     # ---- Python's operators ----------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        """Operators as methods: ``x.exp()``, ``x.sum(axis=0)``."""
+        """Operators as methods: ``x.exp()``, ``x.sum(axis=0)``; and what a young array has not got yet."""
+        if name == "_chunk":
+            return self._grow()
         method = self._ops.methods.get(name) if not name.startswith("_") else None
         if method is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -429,19 +384,10 @@ class Array:
     __hash__ = object.__hash__
 
 
-def describe(value: Any) -> str:
-    """An operand in an error message: ``float32(2, 3)``, or the scalar."""
-    if isinstance(value, Array):
-        return f"{value._chunk.buffer.dtype}{value._shape}"
-    if isinstance(value, np.ndarray):
-        return f"numpy {value.dtype}{value.shape}"
-    return repr(value.item() if isinstance(value, np.generic) else value)
-
-
 def _rebuild(cls: type[A], raw: RawArray, device_type: str, device_id: int) -> A:
     return cls._from_host(np.array(raw, order="C"), Context(device_type, device_id))
 
 
 def empty(cls: type[A], shape: Any, dtype: Any, ctx: Context | None) -> A:
     """An array of this class whose bytes are arbitrary until someone writes them."""
-    return cls._fresh(_engine.current(), as_shape(shape), as_dtype(dtype), as_context(ctx))
+    return cls._fresh(place_of(_engine.current(), as_context(ctx)), as_shape(shape), as_dtype(dtype))

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..engine import Engine, Kind, Operation, Variable
 from .context import Context
-from .device import Device, RawArray
+from .device import Device, Place, RawArray
 from .dtype import DType
 from .line import Line
 from .memory import follow
@@ -53,6 +53,7 @@ class Buffer:
     )  # fmt: skip
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
+        """`raw`: memory that is followed already."""
         self.engine = engine
         self.variable = Variable(engine)
         self.shape = shape
@@ -65,8 +66,6 @@ class Buffer:
         self.crowd = CROWD
         #: an operation makes it, and no operation has counted it as an operand yet (order lock): see `weigh`
         self.uncounted = raw is None
-        if raw is not None:
-            follow(raw)
 
     @property
     def nbytes(self) -> int:
@@ -120,16 +119,20 @@ class Holder:
 class Chunk(Holder):
     """What the views of one memory share: the name of its current version."""
 
-    __slots__ = ("context", "line", "marked", "version")
+    __slots__ = ("line", "marked", "place", "version")
 
-    def __init__(self, buffer: Buffer, context: Context) -> None:
+    def __init__(self, buffer: Buffer, place: Place) -> None:
         self.buffer = buffer
-        self.context = context
+        self.place = place
         self.version = 0
         #: the line of its arrays, those marked or detached excepted; None until the tape needs one
         self.line: Line | None = None
         #: the lines of marked arrays in this memory
         self.marked: tuple[ref[Line], ...] = ()
+
+    @property
+    def context(self) -> Context:
+        return self.place.context
 
     def range(self) -> tuple[int, int]:
         return 0, self.buffer.size
@@ -141,14 +144,14 @@ class Saved(Holder):
     `entry`: an int says that it is this output of the node that keeps it.  (The entry itself would be a cycle.)
     """
 
-    __slots__ = ("context", "dtype", "entry", "offset", "owner", "shape", "strides")
+    __slots__ = ("dtype", "entry", "offset", "owner", "place", "shape", "strides")
 
     def __init__(
         self, chunk: Chunk, buffer: Buffer, shape: Shape, strides: Strides, offset: int, entry: Any = None
     ) -> None:
         self.buffer = buffer
         self.owner = ref(chunk)
-        self.context = chunk.context
+        self.place = chunk.place
         self.dtype = buffer.dtype
         self.shape, self.strides, self.offset = shape, strides, offset
         self.entry = entry

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import threadpoolctl  # type: ignore[import-untyped]
 
-from ..engine import ArgumentError
+from ..engine import ArgumentError, Engine
 from .context import Context
 
 RawArray = np.ndarray[Any, Any]
@@ -52,6 +52,31 @@ def device_of(ctx: Context) -> Device:
     if ctx.device_type != "gpu":
         return HOST
     raise ArgumentError(f"[Context] {ctx}: no such device; this version computes on CPU contexts only")
+
+
+class Place:
+    """Where arrays are: an engine, a context and the device behind it.  One object for each, so `is` compares them."""
+
+    __slots__ = ("context", "device", "engine")
+
+    def __init__(self, engine: Engine, context: Context) -> None:
+        self.engine = engine
+        self.context = context
+        self.device = device_of(context)
+
+
+def place_of(engine: Engine, context: Context) -> Place:
+    """The place of this engine and context.
+
+    Raises
+    ------
+    ArgumentError
+        For a context without a device.
+    """
+    place: Place | None = engine.attached.get(context)
+    if place is None:
+        place = engine.attached.setdefault(context, Place(engine, context))  # two threads agree on one
+    return place
 
 
 def num_gpus() -> int:

@@ -12,12 +12,13 @@ import numpy as np
 
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError
-from . import array as _array
+from . import array as array_room
 from ._late import nd_face
 from .array import Array
 from .context import Context
 from .device import RawArray
 from .dtype import FLOAT32, as_dtype
+from .reading import describe
 from .shape import Shape, reshape_codes
 
 
@@ -37,7 +38,7 @@ class NDArray(Array):
     @property
     def dtype(self) -> type[np.generic]:
         """Element type, as a NumPy scalar type."""
-        return self._chunk.buffer.dtype.type
+        return self._dtype.type
 
     @property
     def stype(self) -> str:
@@ -87,7 +88,7 @@ class NDArray(Array):
         if not inplace:
             return self._ops.expand_dims(self, axis=axis)  # type: ignore[no-any-return]
         if not -self.ndim - 1 <= axis <= self.ndim:
-            raise ArgumentError(f"[expand_dims] {_array.describe(self)}: axis {axis} is out of range")
+            raise ArgumentError(f"[expand_dims] {describe(self)}: axis {axis} is out of range")
         at = axis % (self.ndim + 1)
         return self[(slice(None),) * at + (None,)]
 
@@ -125,7 +126,7 @@ def array(source: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray
     (2, 2)
     """
     if isinstance(source, Array):
-        wanted = as_dtype(dtype, source._chunk.buffer.dtype)
+        wanted = as_dtype(dtype, source._dtype)
         same = source if ctx is None else source.as_in_context(ctx)
         return nd_face.cast(same, dtype=wanted)  # type: ignore[no-any-return]
     wanted = as_dtype(dtype, FLOAT32)
@@ -144,7 +145,7 @@ def empty(shape: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray:
     >>> nd.empty((2, 3)).shape
     (2, 3)
     """
-    return _array.empty(NDArray, shape, dtype, ctx)
+    return array_room.empty(NDArray, shape, dtype, ctx)
 
 
 def waitall(timeout: float | None = None) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..engine import ArgumentError
-from ..ndarray.array import Array, describe
+from ..ndarray.array import Array
 from ..ndarray.dtype import INT64
+from ..ndarray.reading import describe
 from ..ndarray.shape import Shape, axes_of, c_strides
 from .faces import Rule, composed, nd_face
 from .infer import normal_axis, uniform

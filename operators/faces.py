@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError, Error
-from ..ndarray.arithmetic import SCALARS
-from ..ndarray.array import Array, describe
+from ..ndarray.arithmetic import OPERANDS, SCALARS, bind
+from ..ndarray.array import Array
 from ..ndarray.context import as_context
 from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray
+from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .infer import loop_dtypes
 from .push import invoke, operands, refusal
 from .schema import Attributes, Operator, registry
+from .tiny import INLINE, Ufunc, pair, single
 
 Adapt = Callable[[list[Any], Attributes], "tuple[Operator, list[Any], Attributes] | None"]
 
@@ -53,6 +55,7 @@ class Rule:
 
 
 PLAIN = Rule()
+MISSING: Any = object()
 Method = Callable[..., Any]
 
 
@@ -89,14 +92,53 @@ class Face:
     def __init__(self) -> None:
         #: operators that arrays have as methods
         self.methods: dict[str, Method] = {}
+        #: operators as functions of two operands, for Python's operators
+        self.quick: dict[str, Method] = {}
         #: functions that are made of operators
         self.composed: dict[str, Method] = {}
 
     def _publish(self, op: Operator) -> None:
         raise NotImplementedError
 
+    def _quick(self, op: Operator, call: Method, adapt: Adapt | None, stored: bool) -> Method:
+        """`call`, but by way of tiny.py where that can do it."""
+
+        def operator(x: Any, y: Any) -> Any:
+            return call(x, y) if isinstance(x, OPERANDS) and isinstance(y, OPERANDS) else NotImplemented
+
+        self.quick[op.name] = operator
+        if op.ufunc is None or op.variant is not None:
+            return call
+        plain, same = [], []
+        for dtype in (np.dtype(t) for t in "fdlibB"):
+            operands = [dtype.type(1)] * len(op.inputs)
+            *loop, result = loop_dtypes(op.ufunc, (dtype,) * len(operands))
+            if loop == [dtype] * len(operands) and (adapt is None or adapt(operands, {}) is None):
+                plain.append(dtype)
+                same += [dtype] * (result == dtype)
+        make = single if len(op.inputs) == 1 else pair
+        rule = Ufunc(op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, int(INLINE // op.cost))  # type: ignore[operator]
+        quick = make(rule)
+
+        def one(x: Any = MISSING, *more: Any, **named: Any) -> Any:
+            if more or named or x is MISSING:
+                return call(*(() if x is MISSING else (x,)), *more, **named)
+            return quick(x)
+
+        def two(x: Any = MISSING, y: Any = MISSING, *more: Any, **named: Any) -> Any:
+            if more or named or y is MISSING:
+                return call(*(v for v in (x, y) if v is not MISSING), *more, **named)
+            return quick(x, y)
+
+        function: Any = one
+        if make is pair:
+            function, self.quick[op.name] = two, pair(rule._replace(general=operator))
+        function.__name__ = function.__qualname__ = op.name
+        function.__doc__ = op.doc
+        return function  # type: ignore[no-any-return]
+
     def __dir__(self) -> list[str]:
-        return [name for name in vars(self) if name not in ("methods", "composed")]
+        return [name for name in vars(self) if name not in ("methods", "quick", "composed")]
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"there is no operator {name!r}")
@@ -118,8 +160,9 @@ class NumpyFace(Face):
 
         call.__name__ = call.__qualname__ = op.name
         call.__doc__ = op.doc
-        setattr(self, op.name, call)
-        self.methods[op.name] = call
+        function = self._quick(op, call, None, False)
+        setattr(self, op.name, function)
+        self.methods[op.name] = function
 
     @staticmethod
     def _convert(op: Operator, inputs: list[Any]) -> None:
@@ -147,7 +190,7 @@ def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
 def _weak(op: Operator, scalar: Any, inputs: Sequence[Any]) -> Any:
     """A scalar as a constant: in the dtype of the ufunc's loop, where there is one, else of the first array."""
     arrays = [x for i, x in enumerate(inputs) if isinstance(x, Array) and op.input_name(i) not in op.indices]
-    dtype = arrays[0]._chunk.buffer.dtype if arrays else None
+    dtype = arrays[0]._dtype if arrays else None
     if dtype is None:
         return np.float32(scalar) if isinstance(scalar, float) else np.asarray(scalar)[()]
     if op.ufunc is not None and not isinstance(scalar, np.generic):
@@ -168,7 +211,7 @@ def _assign(op: Operator, inputs: list[Any], out: Any, cls: type[Array]) -> Any:
         raise ArgumentTypeError(f"[assign] out {out!r}: an array expected")
     (value,) = inputs
     if not isinstance(value, Array):
-        dtype = out._chunk.buffer.dtype
+        dtype = out._dtype
         value = truncated(value, dtype) if isinstance(value, SCALARS) else _host(op, "value", value, dtype)
     return invoke(op, [value], {"shape": out._shape}, out, cls=cls, any_dtype=True)
 
@@ -196,10 +239,11 @@ class NDFace(Face):
 
         call.__name__ = call.__qualname__ = op.name
         call.__doc__ = op.doc
+        function = self._quick(op, call, rule.adapt, rule.dtype == "operand")
         for name in (op.name, *op.aliases):
-            setattr(self, name, call)
+            setattr(self, name, function)
             if rule.method:
-                self.methods[name] = call
+                self.methods[name] = function
 
     def _invoke(self, op: Operator, rule: Rule, inputs: list[Any], named: Attributes, out: Any, ctx: Any) -> Any:
         dtype = self._convert(op, rule, inputs)
@@ -232,7 +276,7 @@ class NDFace(Face):
             if not isinstance(x, Array):
                 plain = plain and x is None
             elif dtype is None and op.input_name(i) not in op.indices:
-                dtype = x._chunk.buffer.dtype
+                dtype = x._dtype
         if not plain:
             if dtype is None:
                 raise ArgumentTypeError(f"[{op.name}] {operands(op, inputs)}: at least one array expected")
@@ -251,7 +295,7 @@ class NDFace(Face):
                     raise _refuse(op, name, x)
         if not rule.mixed:
             for i, x in enumerate(inputs):
-                if isinstance(x, Array) and x._chunk.buffer.dtype != dtype and op.input_name(i) not in op.indices:
+                if isinstance(x, Array) and x._dtype != dtype and op.input_name(i) not in op.indices:
                     raise ArgumentTypeError(
                         f"[{op.name}] {operands(op, inputs)}: dtypes differ; convert one with .astype"
                     )
@@ -290,6 +334,7 @@ def publish() -> None:
         numpy_face._publish(op)
         nd_face._publish(op)
     for face in (numpy_face, nd_face):
+        bind(face.cls, face.quick)
         for name in face.methods.keys() & set(dir(face.cls)):
             if name in vars(face.cls) or name in vars(Array):
                 del face.methods[name]

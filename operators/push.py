@@ -20,21 +20,22 @@ from typing import Any
 import numpy as np
 
 from .. import engine as _engine
-from ..engine import ArgumentError, ArgumentTypeError, Engine, Error, Kind, Operation, Variable
-from ..ndarray.array import Array, describe
+from ..engine import ArgumentError, ArgumentTypeError, Error, Kind, Operation, Variable
+from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Buffer, Chunk, Saved, Step, Writing, hold, share
 from ..ndarray.context import Context, as_context
-from ..ndarray.device import RawArray, device_of
+from ..ndarray.device import Place, RawArray, place_of
 from ..ndarray.dtype import DType
 from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.random import take
+from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .launch import Launch
 from .schema import Attributes, Meta, Operator
+from .tiny import INLINE
 
 Input = Array | np.generic | RawArray | None
 
-INLINE = 16_384.0  # units of work (about 0.2 ns) that may run inside the push, under the order lock
 HELPED = 5e7  # units of work (about 10 ms) that a waiting user thread may run
 
 
@@ -58,31 +59,28 @@ def _meta(x: Input) -> Meta | None:
     return None if x is None else (x.shape, x.dtype)
 
 
-def _place(
-    op: Operator, inputs: Sequence[Input], outs: Sequence[Array | None], context: Context | None
-) -> tuple[Engine, Context]:
-    """The engine and the context that the operation belongs to: those of its arrays."""
-    engine: Engine | None = None
+def _where(op: Operator, inputs: Sequence[Input], outs: Sequence[Array | None], context: Context | None) -> Place:
+    """The place that the operation belongs to: that of its arrays."""
+    place: Place | None = None
     for x in (*inputs, *outs):
-        if isinstance(x, Array):
-            chunk = x._chunk
-            if engine is None:
-                engine = chunk.buffer.variable.engine
-                first = chunk
-            elif engine is not chunk.buffer.variable.engine:
+        if isinstance(x, Array) and x._place is not place:
+            here = x._place
+            if place is None:
+                place = here
+            elif place.engine is not here.engine:
                 raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: the arrays belong to different engines")
-            elif chunk.buffer.device is not first.buffer.device:
+            elif place.device is not here.device:
                 raise ArgumentError(
-                    f"[{op.name}] {operands(op, inputs)}: arrays on {first.context} and on {chunk.context}, which are "
+                    f"[{op.name}] {operands(op, inputs)}: arrays on {place.context} and on {here.context}, which are "
                     f"different memories; copy one with .as_in_context"
                 )
-    if engine is None:
-        return _engine.current(), as_context(context)
-    return engine, context or first.context
+    if place is None:
+        return place_of(_engine.current(), as_context(context))
+    return place if context is None else place_of(place.engine, context)
 
 
 def _check_out(op: Operator, inputs: Sequence[Input], out: Array, shape: Shape, dtype: DType) -> None:
-    if out._shape != shape or out._chunk.buffer.dtype != dtype:
+    if out._shape != shape or out._dtype != dtype:
         raise ArgumentError(
             f"[{op.name}] {operands(op, inputs)}: the result is {dtype}{shape}, but out is {describe(out)}"
         )
@@ -132,9 +130,9 @@ def invoke(
         if len(given) != number or not all(o is None or isinstance(o, Array) for o in given):
             raise ArgumentError(f"[{op.name}] out: {number} array{'s' if number > 1 else ''} expected")
         outs = list(given)
-    engine, place = _place(op, inputs, outs, context)
+    place = _where(op, inputs, outs, context)
     if op.alias is not None and out is None and dtype in (None, made[0][1]):  # type: ignore[index]
-        shared = _alias(op, inputs, attributes, made, engine, place, cls, zero_d)
+        shared = _alias(op, inputs, attributes, made, place, cls, zero_d)
         if shared is not None:
             return shared
 
@@ -142,15 +140,15 @@ def invoke(
     for target, meta in zip(outs, made, strict=False):
         shape, kernel_dtype = meta  # type: ignore[misc]
         if target is None:
-            results.append(cls._fresh(engine, shape or zero_d, dtype or kernel_dtype, place))
+            results.append(cls._fresh(place, shape or zero_d, dtype or kernel_dtype))
         else:
-            stored = target._chunk.buffer.dtype if any_dtype else dtype or kernel_dtype
+            stored = target._dtype if any_dtype else dtype or kernel_dtype
             _check_out(op, inputs, target, shape if target._shape == shape else shape or zero_d, stored)
             results.append(target)
-    push = _Push(op, inputs, attributes, results, made, engine, place, current.recorder)
+    push = _Push(op, inputs, attributes, results, made, place, current.recorder)
     if out is not None or op.updates:
         push.writes_to([i for i, target in enumerate(outs) if target is not None])
-    engine.admit(push.plan)
+    place.engine.admit(push.plan)
     if push.node is not None:
         push.begin_lines()
     return results[0] if number == 1 else tuple(results)
@@ -165,7 +163,7 @@ class _Push:
     """
 
     __slots__ = (
-        "attributes", "engine", "hidden", "inputs", "made", "node", "op", "place", "recorder", "results", "seed",
+        "attributes", "hidden", "inputs", "made", "node", "op", "place", "recorder", "results", "seed",
         "targets", "updated", "versions",
     )  # fmt: skip
 
@@ -176,22 +174,24 @@ class _Push:
         attributes: Attributes,
         results: Sequence[Array],
         made: tuple[Meta | None, ...],
-        engine: Engine,
-        place: Context,
+        place: Place,
         recorder: Any,
     ) -> None:
         self.op, self.inputs, self.attributes = op, inputs, attributes
-        self.results, self.made, self.engine, self.place, self.recorder = results, made, engine, place, recorder
+        self.results, self.made, self.place, self.recorder = results, made, place, recorder
         self.node: Any = None
         self.seed: Any = None
         self.targets: Sequence[int] = ()
         self.updated: Sequence[Array] = ()
         self.versions: dict[int, int] = {}
         self.hidden: list[Chunk | None] = []
+        for x in inputs:
+            if isinstance(x, Array) and x._raw is not None:
+                x._grow()  # an operation knows buffers only
         if op.saves:
-            device = device_of(place)
             for meta in made[len(results) :]:
-                self.hidden.append(None if meta is None else Chunk(Buffer(engine, *meta, device), place))
+                fresh = None if meta is None else Chunk(Buffer(place.engine, *meta, place.device), place)
+                self.hidden.append(fresh)
 
     def writes_to(self, targets: Sequence[int]) -> None:
         """The operation writes to arrays that others know: check that no two of its operands clash."""
@@ -222,9 +222,9 @@ class _Push:
                 if held:
                     return None, (), (), (), held, keep, True
         if op.random and self.seed is None:
-            self.seed = self.attributes["seed"] = take(self.place)
+            self.seed = self.attributes["seed"] = take(self.place.context)
 
-        launch = Launch(op, self.attributes, device_of(self.place).xp)
+        launch = Launch(op, self.attributes, self.place.device.xp)
         reads: list[Variable] = []
         writes: list[Variable] = []
         updates: list[Variable] = []
@@ -373,8 +373,7 @@ def _alias(
     inputs: Sequence[Input],
     attributes: Attributes,
     made: tuple[Meta | None, ...],
-    engine: Engine,
-    place: Context,
+    place: Place,
     cls: type[Array],
     zero_d: Shape,
 ) -> Array | None:
@@ -382,7 +381,7 @@ def _alias(
     (x,) = inputs
     if not isinstance(x, Array) or not x._covers_chunk() or op.alias is None:
         return None
-    if device_of(place) is not x._chunk.buffer.device:
+    if place.device is not x._place.device:
         return None
     geometry = op.alias(x._shape, x._strides, attributes)
     if geometry is None:
@@ -403,7 +402,7 @@ def _alias(
             node = recorder.node(node, op, inputs, attributes, made, ())
         return None, (), (), (), share(source.buffer, [chunk, source], keep), keep, False
 
-    engine.admit(plan)
+    place.engine.admit(plan)
     result = cls._over(chunk, shape or zero_d, strides, x._offset)
     if node is not None:
         recorder.begin_line(result, node, 0)

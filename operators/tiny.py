@@ -1,0 +1,251 @@
+"""Kernels that run at once: small operators whose inputs are ready make their output on the caller's thread.
+
+No push and no lock: the output is fresh, so nothing shared changes, and all that has to be sure is that the inputs are
+the values of one moment.  `Look` notes what was read, and after the kernel asks whether it is still so:
+
+  a young array      is still young: nobody writes a raw array before its array has a chunk
+  any other          its chunk has the same buffer, its variable the same version, and no kernel writes within a push
+
+A version counts a write when it is pushed, before its kernel starts; only a kernel that runs within its push counts it
+when it ends, and that one shows in ``engine.writing``.  If anything has changed, or the kernel failed, nothing has
+happened, and the push path does it all again, in order.  Signal handlers and finalizers may come in between anywhere:
+what they write is seen in the same way, and what they raise goes to the caller.       [tests/operators/test_tiny.py]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..engine import DONE, OK
+from ..ndarray.array import Array
+from ..ndarray.device import Place, RawArray
+from ..ndarray.line import scope
+from ..ndarray.memory import SMALL
+
+INLINE = 16_384.0  # units of work (about 0.2 ns) that may run on the caller's thread, at once or within the push
+
+PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
+EXACT = 2**20  # integers up to here are themselves in float32, and no float overflows
+
+_new = object.__new__
+_ndarray = np.ndarray
+Seen = tuple[Any, Any, Any, int]
+
+
+def settled(x: Array) -> Seen | None:
+    """The value of an array if it is ready and well: (raw, chunk, buffer, version), or (raw, array, None, 0).
+
+    A number is (number, None, None, 0).
+    """
+    raw = x._raw
+    if raw is not None:
+        return raw, x, None, 0
+    chunk = x._chunk
+    buffer = chunk.buffer
+    variable = buffer.variable
+    version, writer, raw = variable.version, variable.writer, buffer.raw
+    if raw is None or (writer is not None and (writer.state is not DONE or writer.fate is not OK)):
+        return None
+    if x._strides is not None or x._offset or raw.shape != x._shape:
+        raw = buffer.view(x._shape, x._strides, x._offset)
+    return raw, chunk, buffer, version
+
+
+def unchanged(seen: Seen) -> bool:
+    """Is it still what `settled` saw?"""
+    raw, owner, buffer, version = seen
+    if buffer is None:
+        return owner is None or owner._raw is raw
+    return buffer.variable.version == version and owner.buffer is buffer
+
+
+def fails(context: Any, function: Callable[..., Any], *arguments: Any) -> bool:
+    """Does a kernel raise again?  What a signal handler threw into it does not repeat."""
+    try:
+        context.copy().run(function, *arguments)
+    except Exception:
+        return True
+    return False
+
+
+def elementwise(place: Place, ufunc: np.ufunc, dtype: Any, stored: bool, *arrays: Any) -> RawArray | None:
+    """The ufunc of raw arrays and numbers, on the caller's thread, in the kernels' context; None if it fails by itself.
+
+    `dtype`: that of the result, if `stored` is true or the array is of a page or more; then it comes from the device.
+    """
+    first = arrays[0] if type(arrays[0]) is _ndarray else arrays[1]
+    run = place.engine.kernel_context.copy().run
+    try:
+        if first.size < PAGE:
+            raw = run(ufunc, *arrays)
+            if type(raw) is not _ndarray:
+                return None
+            return raw.astype(dtype) if stored and raw.dtype is not dtype else raw
+        raw = place.device.empty(first.shape, dtype)
+        run(partial(ufunc, out=raw), *arrays)
+    except MemoryError:
+        return None
+    except Exception:
+        if fails(place.engine.kernel_context, ufunc, *arrays):
+            return None
+        raise
+    return raw
+
+
+class Ufunc(NamedTuple):
+    """What a face makes of an operator that is a ufunc.
+
+    `general`: the push path.   `dtypes`: of operands to which no other rule applies.   `same`: those of them in which
+    the ufunc gives a result of that dtype.   `stored`: whether the result has the operands' dtype, whatever the ufunc
+    gives.   `most`: elements that may be computed at once.
+    """
+
+    ufunc: np.ufunc
+    cls: type[Array]
+    general: Callable[..., Any]
+    dtypes: tuple[Any, ...]
+    same: tuple[Any, ...]
+    stored: bool
+    most: int
+
+
+def pair(rule: Ufunc) -> Any:
+    """A ufunc of two operands as a function (x, y), for Python's operators too."""
+    ufunc, cls, general, dtypes, same, stored, most = rule
+    get, few = scope.get, min(most, PAGE - 1)
+
+    def function(x: Any, y: Any) -> Any:
+        # The hottest code of the library, for young arrays and numbers.  A call more would cost a tenth of the whole.
+        if type(x) is cls:
+            a, place, shape = x._raw, x._place, x._shape
+            if a is None:
+                return mixed(x, y)
+            dtype, size = a.dtype, a.size
+            if type(y) is cls:
+                b = y._raw
+                if b is None or y._place is not place or y._shape != shape or b.dtype is not dtype:
+                    return mixed(x, y)
+            elif number(y, dtype):
+                b = y
+            else:
+                return general(x, y)
+        elif type(y) is cls:
+            a, b, place, shape = x, y._raw, y._place, y._shape
+            if b is None or not number(x, b.dtype):
+                return mixed(x, y)
+            dtype, size = b.dtype, b.size
+        else:
+            return general(x, y)
+        engine = place.engine
+        if size > few:
+            return mixed(x, y)
+        if (
+            dtype in dtypes
+            and get().recorder is None
+            and engine.inline
+            and not engine.writing
+            and engine._instrument is None
+            and not engine._closed
+        ):
+            try:
+                raw = engine.kernel_context.copy().run(ufunc, a, b)
+            except Exception:
+                if not fails(engine.kernel_context, ufunc, a, b):
+                    raise
+                return general(x, y)
+            if type(raw) is _ndarray and (a is x or x._raw is a) and (b is y or y._raw is b) and not engine.writing:
+                engine.ran_at_once += 1
+                if stored and raw.dtype is not dtype:
+                    raw = raw.astype(dtype)
+                new = _new(cls)
+                new._raw, new._place, new._shape, new._strides, new._offset = raw, place, shape, None, 0
+                new._line = new._derived = None
+                return new
+        return general(x, y)
+
+    def mixed(x: Any, y: Any) -> Any:
+        """An operand has a chunk already, or they are larger."""
+        first = settled(x) if type(x) is cls else (x, None, None, 0)
+        second = settled(y) if type(y) is cls else (y, None, None, 0)
+        if first is None or second is None or get().recorder is not None:
+            return general(x, y)
+        a, b = first[0], second[0]
+        array, raw = (x, a) if type(x) is cls else (y, b)
+        place, dtype = array._place, raw.dtype
+        if type(a) is not type(b):
+            usual = number(b if raw is a else a, dtype)
+        else:
+            usual = a.dtype is b.dtype and a.shape == b.shape and y._place is place
+        if not usual or raw.size > most or dtype not in (dtypes if raw.size < PAGE else same):
+            return general(x, y)
+        if not place.engine.calm():
+            return general(x, y)
+        made = elementwise(place, ufunc, dtype, stored, a, b)
+        if made is None or not unchanged(first) or not unchanged(second) or place.engine.writing:
+            return general(x, y)
+        place.engine.ran_at_once += 1
+        return cls._young(place, made)
+
+    return function
+
+
+def number(value: Any, dtype: Any) -> bool:
+    """Is it a Python number that the ufunc takes for its value in this dtype?"""
+    kind = type(value)
+    return (kind is float or kind is int) and dtype.kind == "f" and -EXACT <= value <= EXACT
+
+
+def single(rule: Ufunc) -> Any:
+    """A ufunc of one operand as a function (x)."""
+    ufunc, cls, general, dtypes, same, stored, most = rule
+    get, few = scope.get, min(most, PAGE - 1)
+
+    def function(x: Any) -> Any:
+        if type(x) is not cls or get().recorder is not None:
+            return general(x)
+        a, place = x._raw, x._place
+        if a is None or a.size > few:
+            return larger(x)
+        engine, dtype = place.engine, a.dtype
+        if (
+            dtype in dtypes
+            and engine.inline
+            and not engine.writing
+            and engine._instrument is None
+            and not engine._closed
+        ):
+            try:
+                raw = engine.kernel_context.copy().run(ufunc, a)
+            except Exception:
+                if not fails(engine.kernel_context, ufunc, a):
+                    raise
+                return general(x)
+            if type(raw) is _ndarray and x._raw is a and not engine.writing:
+                engine.ran_at_once += 1
+                if stored and raw.dtype is not dtype:
+                    raw = raw.astype(dtype)
+                new = _new(cls)
+                new._raw, new._place, new._shape, new._strides, new._offset = raw, place, x._shape, None, 0
+                new._line = new._derived = None
+                return new
+        return general(x)
+
+    def larger(x: Any) -> Any:
+        """It has a chunk already, or is larger."""
+        seen = settled(x)
+        if seen is None:
+            return general(x)
+        raw, place = seen[0], x._place
+        if raw.size > most or raw.dtype not in (dtypes if raw.size < PAGE else same) or not place.engine.calm():
+            return general(x)
+        made = elementwise(place, ufunc, raw.dtype, stored, raw)
+        if made is None or not unchanged(seen) or place.engine.writing:
+            return general(x)
+        place.engine.ran_at_once += 1
+        return cls._young(place, made)
+
+    return function

@@ -1,0 +1,171 @@
+"""Kernels that run at once, without push and lock: they see the values of one moment, or leave it to the push path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vardag import autograd, nd
+from vardag.engine import Engine, Kind, Operation
+from vardag.engine.lifecycle import set_default
+from vardag.engine.testing import Gate
+from vardag.operators import tiny
+from vardag.operators.faces import numpy_face
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine(workers=2, inline=True) as e:
+        old = set_default(e)
+        yield e
+        set_default(old)
+
+
+def at_once(engine: Engine, program: Callable[[], Any]) -> tuple[int, Any]:
+    before = engine.ran_at_once
+    result = program()
+    return engine.ran_at_once - before, result
+
+
+def test_ready_operands_need_no_push(engine: Engine) -> None:
+    x = nd.array([1, 2, 3])
+    pushed = engine._seq
+    count, y = at_once(engine, lambda: nd.exp(x * x + 1) - x / 2)
+    assert (count, engine._seq) == (5, pushed)
+    np.testing.assert_allclose(y.asnumpy(), np.exp(np.array([2, 5, 10.0])) - [0.5, 1, 1.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(3, 10), (5000, 6)])
+def test_the_bits_are_those_of_the_push_path(engine: Engine, size: int, expected: int) -> None:
+    raw = np.random.default_rng(0).normal(size=size).astype("float32")
+
+    def program() -> list[bytes]:
+        x, y = nd.array(raw), nd.array(raw[::-1].copy())
+        y += 1  # has a chunk
+        made = [x + y, y - 2, 3 / y, x > y, x == y, nd.tanh(x), nd.floor(y), y * y, x**2.0, nd.maximum(x, y)]
+        return [m.asnumpy().tobytes() for m in made]
+
+    count, quick = at_once(engine, program)
+    engine.inline = False
+    none, slow = at_once(engine, program)
+    assert (count, none) == (expected, 0)
+    assert quick == slow
+
+
+def test_a_pending_or_poisoned_operand_is_left_to_the_push_path(engine: Engine) -> None:
+    gate = Gate()
+    x = nd.array([1, 2])
+    engine.push(lambda a: gate(), updates=[x])
+    count, y = at_once(engine, lambda: x + 1)
+    gate.open()
+    assert count == 0
+    assert y.asnumpy().tolist() == [2, 3]
+    engine.push(lambda a: 1 / 0, updates=[x])
+    count, z = at_once(engine, lambda: x + 1)
+    assert count == 0
+    with pytest.raises(ZeroDivisionError):
+        z.asnumpy()
+
+
+@pytest.mark.parametrize("young", [True, False])
+def test_a_write_while_the_kernel_runs_is_seen(engine: Engine, monkeypatch: Any, young: bool) -> None:
+    """RACE "write-while-reading": another thread, or a finalizer, writes an operand between the look and the end."""
+    x, y = nd.array([1, 2]), nd.array([10, 20])
+    if not young:
+        x += 0
+        y += 0
+    fired: list[int] = []
+    real = np.add
+
+    class Disturbed:
+        """np.add, in which somebody pushes a write."""
+
+        def __call__(self, *arguments: Any, **named: Any) -> Any:
+            if not fired:
+                fired.append(1)
+                y[:] = 100
+            return real(*arguments, **named)
+
+    function = tiny.pair(
+        tiny.Ufunc(Disturbed(), nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
+    )
+    count, result = at_once(engine, lambda: function(x, y))
+    assert (fired, count, result) == ([1], 0, "push path")
+    count, result = at_once(engine, lambda: function(x, y))
+    assert (count, result.asnumpy().tolist()) == (1, [101, 102])
+
+
+def test_a_kernel_that_writes_within_a_push_is_seen(engine: Engine) -> None:
+    """RACE "half-written": its version counts when it ends; until then `writing` says it."""
+    x = nd.array([1.0, 2.0])
+    seen: list[tuple[int, str]] = []
+    real = np.subtract
+
+    function = tiny.pair(
+        tiny.Ufunc(np.add, nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)
+    )
+
+    def subtract(*arguments: Any) -> Any:
+        seen.append(at_once(engine, lambda: function(x, x)))
+        return real(*arguments)
+
+    x += 0
+    variable, raw = x.var, x._chunk.buffer.raw
+    op = Operation(Kind.ATOMIC, lambda: ((subtract, raw, np.float32(1), raw),), "subtract", cheap=True)
+    engine.admit(lambda: (op, (), (), (variable,), [], [], False))
+    assert seen == [(0, "push path")]
+    assert engine.writing == 0
+    assert at_once(engine, lambda: function(x, x))[0] == 1
+
+
+def test_what_a_signal_handler_raises_goes_to_the_caller(engine: Engine) -> None:
+    """An exception that does not repeat is not the kernel's own."""
+    x = nd.array([1.0])
+
+    class Once:
+        count = 0
+
+        def __call__(self, *arguments: Any) -> Any:
+            self.count += 1
+            if self.count == 1:
+                raise TimeoutError("from outside")
+            return np.exp(*arguments)
+
+    function = tiny.single(
+        tiny.Ufunc(Once(), nd.NDArray, lambda a: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)  # type: ignore[arg-type]
+    )
+    with pytest.raises(TimeoutError, match="from outside"):
+        function(x)
+    assert x.asnumpy().tolist() == [1]
+
+
+def test_a_kernel_that_fails_is_stored_as_everywhere(engine: Engine) -> None:
+    x = numpy_face.cast(nd.array([2, 3]), dtype="int32")
+    count, y = at_once(engine, lambda: numpy_face.power(x, numpy_face.negative(x)))
+    assert count == 1  # only the negative
+    for _ in range(2):
+        with pytest.raises(ValueError, match="negative integer powers"):
+            y.asnumpy()
+
+
+def test_an_array_grows_a_chunk_once(engine: Engine) -> None:
+    x = nd.ones(3) + nd.ones(3)
+    assert x._raw is not None
+    assert x.version == 0
+    view = x[1:]
+    assert x._raw is None
+    view += 1
+    assert x.asnumpy().tolist() == [2, 3, 3]
+    assert x.version == 1
+
+
+def test_recorded_operands_are_left_to_the_push_path(engine: Engine) -> None:
+    x = nd.array([1.0, 2.0])
+    x.attach_grad()
+    with autograd.record():
+        y = (x * x).sum()
+    y.backward()
+    assert x.grad.asnumpy().tolist() == [2, 4]
