@@ -350,10 +350,11 @@ class Admission(Tracker):
         """P held by this thread, which is inside an inline kernel (race "finalizer-in-kernel"): admit that one
         first.
         """
-        assert self._inlining is not None
-        op, planned = self._inlining
         t = object()
         self._guard_p[0] = t
+        if self._inlining is None:
+            return  # a handler at this function's entry pushed, and so admitted it
+        op, planned = self._inlining
         if op.state is not NEW or op.mark != 1:
             return
         op.pred0 = op.pred1 = None

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import starmap
@@ -44,7 +45,7 @@ call = operator.call
 setitem = operator.setitem
 index = list.index
 
-T = TypeVar("T")
+R = TypeVar("R")
 Step = tuple[Any, ...]  # (C callable, *args)
 
 
@@ -61,7 +62,7 @@ def commit(guard: list[Any], ticket: object, steps: Sequence[Step]) -> bool:
 
 if sys.version_info < (3, 14):
 
-    def locked(lock: Any, f: Callable[..., T], *args: Any) -> T:
+    def locked(lock: Any, f: Callable[..., R], *args: Any) -> R:
         """``f(*args)`` under the lock; every way out releases it."""
         with lock:
             return f(*args)
@@ -69,7 +70,7 @@ if sys.version_info < (3, 14):
 else:
     _ONCE = (True,)
 
-    def locked(lock: Any, f: Callable[..., T], *args: Any) -> T:
+    def locked(lock: Any, f: Callable[..., R], *args: Any) -> R:
         """``f(*args)`` under the lock; every way out releases it."""
         held: list[bool] = []
         try:
@@ -83,7 +84,7 @@ else:
         return result
 
 
-def unlocked(lock: Any, f: Callable[..., T], *args: Any) -> T:
+def unlocked(lock: Any, f: Callable[..., R], *args: Any) -> R:
     """``f(*args)`` with a re-entrant lock of this thread given away fully; every way out takes it back."""
     given: list[Any] = []
     try:
@@ -92,6 +93,20 @@ def unlocked(lock: Any, f: Callable[..., T], *args: Any) -> T:
     finally:
         if given:
             lock._acquire_restore(given[0])
+
+
+# The two locks of all engines, see tracker.py.  Of the process and not of an engine: a finalizer inside a section of
+# one engine may push to another, and on another thread it may be the other way round.  [test_engines_together.py]
+P: Any = threading.RLock()
+T: Any = threading.RLock()
+
+
+def renew(lock: Any) -> None:
+    """In a forked child: free a re-entrant lock of threads that are no more; this one goes on holding what it held."""
+    mine = lock._release_save() if lock._is_owned() else None
+    lock._at_fork_reinit()
+    if mine is not None:
+        lock._acquire_restore(mine)
 
 
 _TRY = (False,)

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import Token
+from queue import SimpleQueue
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -299,7 +300,7 @@ class Engine(Contract):
         except EngineTimeout:
             self._log_unseen()
             raise
-        self._end_workers(None)
+        self._apart(self._end_workers, None)
         if self._live or self._inbox:
             self._start_workers()  # another thread called `start` meanwhile, and pushed before it could see them end
         self._log_unseen()
@@ -325,8 +326,10 @@ class Engine(Contract):
             lane.bell.put(None)
         end = None if timeout is None else monotonic() + timeout
         for lane in lanes:
-            for thread in lane.threads:
+            for thread in [t for t in lane.threads if t.is_alive()]:
                 thread.join(None if end is None else max(0.0, end - monotonic()))
+            lane.stopping = any(t.is_alive() for t in lane.threads)
+            lane.up = SimpleQueue()
             lane.started = False
         self._started = None
 

@@ -13,13 +13,14 @@ import os
 import sys
 import threading
 import weakref
+from _thread import allocate_lock, get_ident
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar, Token
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .atomic import locked
+from .atomic import P, T, renew
 from .claims import here_and_now
 from .errors import Cancelled, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
@@ -41,7 +42,6 @@ kernel_context_hooks: list[Callable[[], object]] = []
 
 _current: ContextVar[Engine | None] = ContextVar("vardag.engine.current", default=None)
 _default: Engine | None = None
-_lock: Any = threading.RLock()
 
 
 def register(engine: Engine) -> None:
@@ -82,15 +82,16 @@ def default() -> Engine:
     >>> engine.default() is engine.default()
     True
     """
-    return _default or locked(_lock, _make_default)
+    return _default or _make_default()
 
 
 def _make_default() -> Engine:
     from .core import Engine
 
     global _default  # noqa: PLW0603
+    made = Engine()  # without a lock: two threads, or a finalizer in here, may make one each, and the first one counts
     if _default is None:
-        _default = Engine()  # built wholly, then published by one store
+        _default = made
     return _default
 
 
@@ -231,10 +232,19 @@ def _may_end(engine: Engine) -> bool:
 
 # ==================================================================================================== fork
 def _after_fork_in_child() -> None:
-    """Only the forking thread exists here.  Every engine starts anew; what was not done has failed."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-    here_and_now.__init__()  # type: ignore[misc]
+    """Only the forking thread exists here.  Every engine starts anew; what was not done has failed.
+
+    It may have forked inside a section (a handler or a finalizer did): it goes on holding the locks that it held, and
+    what it had planned there is out of date.                      [test_engines_together: test_fork_inside_a_section]
+    """
+    for engine in living():
+        engine._guard_p[0], engine._guard_t[0] = object(), object()
+        if engine._inlining is not None and P._is_owned():
+            engine._promote()  # a finalizer inside this thread's own kernel: that goes on in the child too
+    renew(P)
+    renew(T)
+    here_and_now.worker = here_and_now.busy = None
+    here_and_now.stack.clear()
     dropped: list[Operation] = []
     for engine in living():
         _renew(engine, dropped)
@@ -243,23 +253,30 @@ def _after_fork_in_child() -> None:
 
 
 def _renew(engine: Engine, dropped: list[Operation]) -> None:
-    """No lock is needed: there is one thread.  No commit was cut either, but for a kernel inside its push.
+    """There is one thread, and it may be inside a section of this engine.  No commit was cut, but for a kernel inside
+    its push.
 
     RACE "fork-in-kernel": another thread forks while a cheap kernel runs within its push and has let go of the GIL.  In
     the child its memory is half written, and nothing of the operation is admitted: so it is admitted here, as failed.
     """
-    mine = engine._P._is_owned()  # this thread's own kernel, whose finalizer forks: it goes on in the child too
-    inlining = None if mine else engine._inlining
-    engine._P, engine._T, engine._life = threading.RLock(), threading.RLock(), threading.RLock()
-    engine._turn_lock = threading.Lock()
-    unfinished = [*engine._live.values(), *engine._inbox]
-    engine._live = {}
+    renew(engine._life)
+    if engine._turn_thread != get_ident():
+        engine._turn_lock, engine._turn_thread = allocate_lock(), 0
+    engine._turn_bells.clear()
+    inlining = None if P._is_owned() else engine._inlining
+    # Kernels that a finalizer on this thread interrupted go on in the child, before anything else here.
+    going_on = {o.seq: o for o in engine._live.values() if _is_mine(o)}
+    for o in going_on.values():
+        o.succ = o.watch = ()
+        o.nbytes = o.carried = 0
+    unfinished = [o for o in (*engine._live.values(), *engine._inbox) if o.seq not in going_on]
+    engine._live = going_on
     engine._inbox.clear()
     for lane in engine._lanes.values():
         lane.renew()
     engine._started = None
-    engine._bytes_done, engine._room, engine._starved = engine._bytes_pushed, (), []
-    engine.writing = engine.writing if mine else 0
+    engine._renew_limits()
+    engine.writing = engine.writing if P._is_owned() else 0
     engine._unseen.clear()  # the parent reports its own
     engine._unseen_more = 0
     if inlining is not None:
@@ -278,8 +295,16 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
         root = Root(op, Cancelled(f"[{op.name or 'operation'}] was unfinished at fork"))
         root.seen = True
         op.fate = Fate(root)
+        claim = op.claim if op.state is RUNNING else None
         op.state = DONE
+        if claim is not None:
+            claim[0] = None  # nor does it begin here, should a frame of this thread be about to call it
     dropped += unfinished
+
+
+def _is_mine(op: Operation) -> bool:
+    claim = op.claim if op.kind is Kind.ATOMIC and op.state is RUNNING and op.mark else None
+    return claim is not None and claim[2] == get_ident() and claim[1].locked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -195,6 +195,14 @@ class Pressure(Waiting):
         """How many queued operations have ended; approximate while it changes."""
         return self._seq - self._ran_inline - len(self._live) - len(self._inbox)
 
+    def _renew_limits(self) -> None:
+        """In a forked child: nothing is in flight, nobody is held."""
+        self._bytes_done, self._bytes_peak = self._bytes_pushed, 0
+        self._look_bytes = self._look_seq = self._stalled = -1
+        self._held = self._gave_way = 0
+        self._room = ()
+        self._starved.clear()
+
     # ================================================================================================ held pushes
     def _hold(self, nbytes: int, again: Callable[[], Any]) -> Any:
         """No lock held.  A push did not fit: wait until it does, and admit it.
@@ -221,11 +229,9 @@ class Pressure(Waiting):
         me, mine = get_ident(), here_and_now
         if mine.worker is not None or mine.stack or (mine.busy is not None and mine.busy.locked()):
             return False  # inside an operation, or a finalizer inside a kernel that this thread helps with
-        if lifecycle._lock._is_owned():
-            return False
+        if self._P._is_owned() or self._T._is_owned():
+            return False  # a finalizer or a signal handler inside a section, of whatever engine
         for e in lifecycle.living():
-            if e._P._is_owned() or e._T._is_owned() or e._life._is_owned():
-                return False  # a finalizer or a signal handler inside a section
             if any(entry.thread == me and entry.busy.locked() for entry in e._room):
                 return False  # one inside a push that is held itself
         asyncio = sys.modules.get("asyncio")
@@ -279,8 +285,9 @@ class Pressure(Waiting):
         """
         flight = self._bytes_pushed - self._bytes_done - given
         most, count = self._limit_bytes, self._limit_count
+        first = self._first()
         return (
-            self._first() is entry
+            (first is entry or first is None)  # None: in a child forked by a handler on this very thread
             and (most is None or not flight or flight + entry.nbytes <= most)
             and (count is None or len(self._live) + len(self._inbox) - ended < count - count // 8)
         )

@@ -78,6 +78,7 @@ class Lane:
         self.heap, self.bell, self.threads = [], SimpleQueue(), []
         self.aged, self.mixed, self.picks = None, False, 0
         self.started = self.stopping = False
+        self.up.put(None)  # should this very thread have forked while it waits there
         self.up = SimpleQueue()
 
     def __repr__(self) -> str:

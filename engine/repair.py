@@ -7,20 +7,42 @@ wait, a worker, the frame that an exception leaves) completes it, makes it READY
 from __future__ import annotations
 
 from _thread import get_ident
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
 from .admission import Admission
-from .atomic import Step, commit, locked, setitem
+from .atomic import Step, commit, locked, setitem, unlocked
 from .claims import Job, here_and_now
 from .errors import Cancelled, DeadlockError
+from .lifecycle import living
 from .operation import OK, READY, RUNNING, Fate, Kind, Operation, Root
 
 ASYNC = Kind.ASYNC
 
 
 class Repair(Admission):
-    """The tracker's way out of a vanished runner.  T is held in all of it."""
+    """The tracker's way out of a vanished runner, and out of a section."""
+
+    def _apart(self, f: Callable[..., Any], *args: Any) -> Any:
+        """``f(*args)`` with this thread's locks given away: for a finalizer or handler inside a section that waits.
+
+        The section's plan is then out of date as soon as anybody else plans; its ticket tells.
+        """
+        if self._T._is_owned():
+            return unlocked(self._T, self._apart, f, *args)
+        if self._P._is_owned():
+            self._promote_all()  # who comes next has to find the kernels below admitted
+            return unlocked(self._P, f, *args)
+        return f(*args)
+
+    def _promote_all(self) -> None:
+        """P held.  Admit the kernels that run inside pushes of this thread, in whatever engine."""
+        for e in living():
+            if e._inlining is not None:
+                e._promote()
+
+    # ------------------------------------------------------------------------------------------------ T is held below
 
     def _abandoned(self, job: Job | None, busy: Any) -> None:
         if job is not None and job[0].state is RUNNING and job[0].claim is job[1]:

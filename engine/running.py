@@ -41,7 +41,7 @@ class Runner(Repair):
         self._turn_lock: Any = allocate_lock()  # serial: held by the thread whose turn it is
         self._turn_thread = 0  # that thread
         self._turn_bells: list[SimpleQueue[None]] = []  # serial: of threads that wait, rung at the end of each turn
-        self._life: Any = threading.RLock()  # lanes and their threads
+        self._life: Any = threading.RLock()  # held by the thread that starts a lane's workers, and by nobody else
 
     # ================================================================================================ workers
     def _queued(self) -> None:
@@ -52,24 +52,20 @@ class Runner(Repair):
             self._run_ready()
 
     def _start_workers(self) -> None:
-        locked(self._life, self._start_locked)
-
-    def _start_locked(self) -> None:
+        """Takes no lock, since a frame below may hold any, and may be cut or repeated."""
         lanes = self._lanes
         if self._closed and not self._live and not self._inbox:
             return  # a push that another thread's `stop` has drained
         for lane in lanes.values():
             if lane.workers and not lane.started:
-                lane.stopping = False
-                lane.up = SimpleQueue()
                 # Thread.start() does not survive an interrupt, and holds a lock of `threading` that a finalizer in
-                # there could want; so a thread of its own does it, where no signal handler runs.  Idempotent: see
-                # below.
+                # there could want; so a thread of its own does it, where no signal handler runs.
                 start_new_thread(self._start_lane, (lane,))
                 lane.started = True
         self._started = lanes  # and not True: a lane added meanwhile made another dictionary, so it is not forgotten
 
     def _start_lane(self, lane: Lane) -> None:
+        here_and_now.worker = self  # a finalizer in here may wait for what only a worker runs
         if not locked(self._life, self._start_lane_locked, lane):
             self._work(lane)  # a lane has one worker at least, and no other thread can be started
 
@@ -77,15 +73,15 @@ class Runner(Repair):
         lane.threads[:] = [t for t in lane.threads if t.is_alive()]
         with suppress(RuntimeError):  # too many threads; 3.12+: the process is ending
             self._start_threads(lane)
+        lane.threads[:] = [t for t in lane.threads if t.is_alive()]
         lane.up.put(None)
         return bool(lane.threads)
 
     def _start_threads(self, lane: Lane) -> None:
         while len(lane.threads) < lane.workers:
             name = f"vardag-{lane.name}-{len(lane.threads)}"
-            thread = threading.Thread(target=self._work, args=(lane,), daemon=True, name=name)
-            thread.start()
-            lane.threads.append(thread)
+            lane.threads.append(threading.Thread(target=self._work, args=(lane,), daemon=True, name=name))
+            lane.threads[-1].start()
 
     def _replace(self, lane: Lane, thread: threading.Thread) -> None:
         with suppress(ValueError):
@@ -103,9 +99,10 @@ class Runner(Repair):
 
     def _serve_on(self, lane: Lane) -> None:
         """`_serve`, again and again if something is thrown into it."""
-        while not lane.stopping:
+        bell = lane.bell
+        while not lane.stopping and lane.bell is bell:  # another one: a child forked by an operation of this worker
             self._serve_safely(lane)
-        lane.bell.put(None)  # the next sleeper stops too
+        bell.put(None)  # the next sleeper stops too
 
     def _serve_safely(self, lane: Lane) -> None:
         try:
@@ -150,7 +147,7 @@ class Runner(Repair):
                 del old, op
             job = mine[0]
             if job is None:
-                if not sleep or lane.stopping:
+                if not sleep or lane.stopping or lane.bell is not bell:
                     return
                 bell.get()
                 empty(bell)
@@ -266,8 +263,8 @@ class Runner(Repair):
 
         False: not this time.
         """
-        if self._P._is_owned() or self._T._is_owned():
-            return False  # a finalizer or handler inside a section: the frame below will look
+        if self._P._is_owned() or self._T._is_owned():  # a finalizer or handler inside a section, of whatever engine
+            return self._inlining is None and self._apart(self._run_ready)
         if any(o.engine is self for o in here_and_now.stack):
             return False  # a push from inside an operation: it runs after that one
         lane = self._lane

@@ -4,11 +4,15 @@ Owns all shared state of an engine; here are the edges, completion and poison (l
 admission.py, who runs a ready operation in running.py, waits in waiting.py; all change state in the same manner, by
 commits.
 
-LOCKS (both re-entrant, only ever taken by `locked`)
+LOCKS (both re-entrant, only ever taken by `locked`; one of each for all engines of the process, a guard for each)
     P   order of pushes: Variable fields, `_seq`, appends to `_inbox`, `_inlining`.
     T   scheduling: everything of an operation after its admission, the heaps, `_live`, `_unseen`.
     Order: P before T.  Whoever holds T and needs P gives T away first (only a finalizer inside a T section can be in
     that place).  Pushers never take T and workers never take P, so a busy pusher and the workers form no convoy.
+    Whoever waits for an operation or a thread, or runs a user's function, gives both away first (`Repair._apart`; again
+    only a finalizer inside a section).  Nobody who holds one of them blocks on any further lock.
+    Of the process: if each engine had its own, finalizers inside sections of two engines, each pushing to the other,
+    would wait for each other.            [test_engines_together: test_finalizers_that_push_to_each_other_s_engine]
 
 INVARIANTS (checked by `testing.audit`)
     I1  edges lead from lower to higher seq.
@@ -32,7 +36,6 @@ RACES, by name
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Sequence
 from contextvars import Context
@@ -40,7 +43,7 @@ from heapq import heappush
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from .atomic import Step, commit, locked, setitem
+from .atomic import P, Step, T, commit, locked, setitem
 from .errors import Cancelled
 from .operation import DONE, OK, PENDING, READY, RUNNING, Fate, Operation, Root, worst
 from .ready import Lane, Rank, by_priority, mix
@@ -60,9 +63,9 @@ class Tracker:
     """Edges and completion.  See the module's text for locks and invariants."""
 
     def __init__(self) -> None:
-        self._P: Any = threading.RLock()
+        self._P: Any = P
         self._guard_p: list[Any] = [None]
-        self._T: Any = threading.RLock()
+        self._T: Any = T
         self._guard_t: list[Any] = [None]
         self._seq = 0  # P: the next operation's place in push order
         self._inbox: deque[Operation] = deque()  # admitted, edges not drawn: appended under P, taken under T

@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .atomic import commit, locked, unlocked
+from .atomic import commit, locked
 from .claims import deep, here_and_now
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineErrors, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation, Root, fresh_error
@@ -181,8 +181,9 @@ class Waiting(Runner):
             raise ArgumentError(f"[{op.name or 'operation'}] was not pushed to this engine")
         if self._started is not self._lanes:
             self._start_workers()
-        if self._inlining is not None and self._P._is_owned():
-            self._promote()  # a finalizer inside a kernel: so that it shows whether the wait needs that kernel
+        if self._T._is_owned() or self._P._is_owned():
+            self._apart(self.wait_op, op, timeout)  # a finalizer inside a section
+            return
         if self._serial:
             self._run_ready()
         stack = here_and_now.stack
@@ -202,7 +203,8 @@ class Waiting(Runner):
 
     def _leave(self, watched: list[Operation], queue: Bell) -> None:
         if self._serial:
-            self._turn_bells.remove(queue)
+            with suppress(ValueError):  # in a child forked by a handler inside the wait
+                self._turn_bells.remove(queue)
         for o in watched:
             locked(self._T, self._forget, o, queue)
 
@@ -305,9 +307,10 @@ class Waiting(Runner):
                     oldest = o
             elif state is RUNNING:
                 if self._orphan(o):
-                    self._repair(o)
-                    seen.discard(o)
-                    todo.append(o)
+                    self._repair(o)  # what waited for it may be READY now: begin anew
+                    seen.clear()
+                    running.clear()
+                    oldest, todo = None, [target]
                 else:
                     running.append(o)
             else:
@@ -315,14 +318,9 @@ class Waiting(Runner):
         return oldest, running if worker and running else [target]
 
     def _sleep(self, queue: Bell, seconds: float) -> None:
-        """Sleep without locks, even if a frame below holds them (a finalizer inside a section)."""
-        if self._T._is_owned():
-            unlocked(self._T, self._sleep, queue, seconds)
-        elif self._P._is_owned():
-            unlocked(self._P, self._sleep, queue, seconds)
-        else:
-            with suppress(Empty):
-                queue.get(timeout=seconds)
+        """No lock held."""
+        with suppress(Empty):
+            queue.get(timeout=seconds)
 
     # ------------------------------------------------------------------------------------------------ deep stacks
     def _spare(self, queue: Bell, op: Operation) -> None:

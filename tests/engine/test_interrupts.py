@@ -267,7 +267,6 @@ def test_push_at_every_checkpoint_of_the_serial_engine():
     assert visit("NaiveEngine", 1, push_inside, 17) > 10
 
 
-@pytest.mark.xfail(reason="a wait that finishes a repaired operation does not see what that made ready")
 def test_push_and_wait_at_every_checkpoint_of_the_serial_engine():
     assert visit("NaiveEngine", 1, wait_inside, 23) > 10
 
