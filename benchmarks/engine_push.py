@@ -17,7 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from vardag.engine import Engine, Kind, Operation
+from vardag.engine import Engine, Kind, Operation, here
+from vardag.engine.site import Site
 
 
 def best(f: Callable[[], float], rounds: int) -> float:
@@ -97,6 +98,29 @@ def inline(engine: Engine, n: int) -> float:
     return timed(run) / n
 
 
+def push_line(engine: Engine, n: int) -> float:
+    """Seconds that a queued push spends on finding the line that pushes: with it, less the same with a line given."""
+    v = engine.new_variable()
+    gate = threading.Event()
+    engine.push(gate.wait, updates=[v])
+    site = here()
+
+    def push(given: Site | None) -> None:
+        for _ in range(50):
+            op = Operation(Kind.USER, nothing, site=given)
+            engine.admit(lambda op=op: (op, (), (), (v,), (), [], False))  # type: ignore[misc]
+
+    gc.collect()
+    gc.disable()
+    try:  # in turns, so that both meet the same conditions
+        pairs = [(timed(lambda: push(site)), timed(lambda: push(None))) for _ in range(n // 50)]
+    finally:
+        gc.enable()
+        gate.set()
+        engine.waitall()
+    return statistics.median(found - given for given, found in pairs) / 50
+
+
 def pending(n: int) -> tuple[float, float]:
     """n operations behind a gate: seconds per push while none can run, and per operation until all are done.
 
@@ -159,6 +183,12 @@ def main() -> None:
         )
         a = best(lambda: inline(engine, n), rounds)
         print(f"kernel within its push        {a * 1e6:7.2f} us  (its plan, operation and variable included)")
+        engine.limits(count=None)
+        lines = sorted(push_line(engine, n) for _ in range(3 * rounds))
+        middle = statistics.median(lines) * 1e6
+        print(
+            f"the line of a push            {middle:7.2f} us  (<= 0.2; {lines[0] * 1e6:.2f} to {lines[-1] * 1e6:.2f})"
+        )
         print(engine.statistics())
     few = [min(x) for x in zip(*(pending(10_000) for _ in range(rounds)), strict=True)]
     many = pending(100_000 if quick else 1_000_000)
