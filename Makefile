@@ -4,7 +4,7 @@
 #   make test     run the tests
 #   make lint     run the linters, the type checker and the checks of the documents
 #   make format   rewrite the Python files in the project's format
-#   make bench    run the benchmarks
+#   make bench    time vardag beside the libraries that are installed; writes build/compare.json and .png
 #   make stress   run the long random tests
 #   make clean    remove what the other commands made
 #
@@ -41,11 +41,9 @@ format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# Options go into BENCH, as in: make bench BENCH="--quick --python torch=/path/to/python"
 bench: $(VENV)/.installed-test
-	@set -e; for file in benchmarks/*.py; do \
-	  case "$$file" in */_*|*'*'*) continue;; esac; \
-	  echo "== $$file"; $(RUN) "$$file"; \
-	done
+	$(RUN) benchmarks/compare.py $(BENCH)
 
 # Seconds for each storm of interrupts, finalizers and threads; any number above 0 asks for the long forms of the rest.
 STORM := 15
