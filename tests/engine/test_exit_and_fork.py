@@ -86,7 +86,7 @@ def exit_case(seed: int) -> str | None:
     """A program of one to three kinds of work and a manner to end; what is wrong with its end, or None."""
     r = random.Random(seed)
     names = list(WORK)
-    works = [names[seed % len(names)], *r.sample(names, r.randint(0, 2))]
+    works = list(dict.fromkeys([names[seed % len(names)], *r.sample(names, r.randint(0, 2))]))
     manner = list(MANNERS)[seed // len(names) % len(MANNERS)] if seed >= len(names) else r.choice(list(MANNERS))
     kind = r.choice(("ThreadedEnginePooled", "ThreadedEnginePerDevice", "NaiveEngine"))
     if NOT_SERIAL & {*works}:

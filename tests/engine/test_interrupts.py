@@ -1,8 +1,8 @@
 """Interrupts, finalizers and signal handlers at every checkpoint of the engine's code.
 
 `VARDAG_STRESS=<seconds>` makes the storms of finalizers and exceptions that long, those of signals 4,700 interrupts
-each, and visits every checkpoint; the default visits every few.  After each fault the engine is audited, and everything
-that was admitted is replayed in push order and compared: order, values, roots.
+each, and visits every checkpoint (with pushes every second one); the default visits every few.  After each fault the
+engine is audited, and everything that was admitted is replayed in push order and compared: order, values, roots.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def visit(kind: str, workers: int, action, step: int, allowed=(Boom, Hard), agai
             if not hit:
                 return fired
             fired += len(hit)
-            k += step if not LONG else 3 if kind == "NaiveEngine" else 1
+            k += step if not LONG else 3 if kind == "NaiveEngine" else 2 if action in INSIDE else 1
 
 
 def throw(kind):
@@ -260,6 +260,9 @@ def test_a_second_exception_while_the_first_is_dealt_with(action, note, monkeypa
     count = visit("ThreadedEnginePooled", 1, action, 11, again=lambda k: r.randint(1, 12))
     note("interrupts", count, 30, f"{count} in pairs, the second up to 12 checkpoints after the first")
     note("inside", count, 30)
+
+
+INSIDE = (push_inside, wait_inside)
 
 
 def test_push_at_every_checkpoint_of_the_serial_engine():

@@ -87,8 +87,6 @@ def test_nobody_is_woken_before_the_completion():
     """Whoever watches an operation hears of it once, and finds it DONE: else it would go to sleep again for ever."""
     with Engine("ThreadedEnginePooled", workers=1) as e:
         gate, asleep, woken, seen = Gate(), threading.Event(), threading.Event(), []
-        op = e.push(gate, name="watched")
-        gate.wait_entered()
 
         def sleep(queue, seconds) -> None:
             asleep.set()
@@ -102,13 +100,76 @@ def test_nobody_is_woken_before_the_completion():
             return fate
 
         e._sleep, e._execute = sleep, execute
+        op = e.push(gate, name="watched")
+        gate.wait_entered()
         thread = threading.Thread(target=lambda: op.wait(WAIT))
         thread.start()
         assert asleep.wait(WAIT)
         gate.open()
         thread.join(WAIT)
-        assert seen == [True]
         del e._sleep, e._execute
+    assert seen == [True]
+
+
+def test_edges_are_drawn_once():
+    """A finalizer that waits runs while edges are planned, and draws them itself: the plan around it must fail."""
+    with Engine("ThreadedEnginePooled", workers=1, inline=False) as e:
+        gate, out, inner = Gate(), [], []
+        v = e.new_variable()
+        e.push(gate, updates=[v])
+        gate.wait_entered()
+        original = e._draw
+
+        def draw(*arguments) -> None:
+            original(*arguments)
+            if not inner:
+                inner.append(1)
+                locked(e._T, e._drain)
+
+        e._draw = draw
+        for i in range(3):
+            e.push(lambda i=i: out.append(i), updates=[v])
+        try:
+            locked(e._T, e._drain)
+        finally:
+            del e._draw
+            gate.open()
+        e.wait_for_var(v, WAIT)
+        assert inner
+        assert out == [0, 1, 2]
+        audit(e)
+
+
+def test_pushes_while_the_process_ends(monkeypatch):
+    """A daemon thread's push is parked, not refused noisily; what an operation pushes is admitted."""
+    parked, errors, ran = [], [], []
+    monkeypatch.setattr("vardag.engine.core.park", lambda: parked.append(1))
+    with Engine("ThreadedEnginePooled", workers=1) as e:
+        gate = Gate()
+
+        def operation() -> None:
+            gate()
+            e.push(lambda: ran.append("pushed inside"))
+
+        def daemon() -> None:
+            try:
+                e.push(lambda: ran.append("pushed outside"))
+            except BaseException as error:
+                errors.append(error)
+
+        op = e.push(operation)
+        gate.wait_entered()
+        e._nested_until = time.monotonic() + WAIT
+        e._closed = e._parking = True
+        thread = threading.Thread(target=daemon, daemon=True)
+        thread.start()
+        thread.join(WAIT)
+        gate.open()
+        e.wait_op(op, WAIT)
+        e._closed = e._parking = False
+        assert op.error is None
+        e.waitall(WAIT)
+    assert (parked, errors, ran) == ([1], [], ["pushed inside"])
 
 
 def test_a_push_from_inside_a_scheduling_section_lets_go_of_it():

@@ -1,0 +1,110 @@
+"""The list of guards: it fits the source, it fits docs/engine-proof.md, and the script that tries it can tell."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PAGE = ROOT / "docs" / "engine-proof.md"
+LONG = float(os.environ.get("VARDAG_STRESS") or 0) > 0
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("vardag_mutants", HERE / "mutants.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+mutants = load()
+QUICK = mutants.MUTANTS["poison"]
+
+
+def exists(test: str) -> bool:
+    """Is there such a test function?"""
+    file, _, function = test.split("[", maxsplit=1)[0].partition("::")
+    path = ROOT / file
+    return (
+        path.exists() and re.search(rf"^(async )?def {function}\(", path.read_text("utf-8"), re.MULTILINE) is not None
+    )
+
+
+@pytest.mark.parametrize("name", list(mutants.MUTANTS))
+def test_the_texts_to_replace_are_there_once_and_the_test_exists(name):
+    mutant = mutants.MUTANTS[name]
+    for file, old, new in mutant.edits:
+        assert (ROOT / file).read_text("utf-8").count(old) == 1, (file, old)
+        assert old != new
+    assert exists(mutant.test)
+
+
+def test_the_page_lists_these_guards_and_no_others():
+    lines = PAGE.read_text("utf-8").splitlines()
+    at = lines.index("| mutation | guard | test that fails without it |") + 2
+    wanted = [mutants.row(name) for name in mutants.MUTANTS]
+    assert lines[at : at + len(wanted)] == wanted
+    assert lines[at + len(wanted)] == ""
+
+
+def test_the_tests_that_the_page_names_exist():
+    named = re.findall(r"`(test_\w+): (test_\w+)`", PAGE.read_text("utf-8"))
+    assert len(named) > 30
+    for file, function in named:
+        paths = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob(f"{file}.py")]
+        assert any(exists(f"{path}::{function}") for path in paths), (file, function)
+
+
+def test_a_guard_that_is_noticed():
+    assert mutants.run(QUICK).startswith("noticed")
+
+
+def test_a_mutation_that_nobody_notices():
+    file, old, _ = QUICK.edits[0]
+    assert mutants.run(QUICK._replace(edits=((file, old, old + "  "),))) == "SURVIVED"
+
+
+def test_a_mutation_that_breaks_everything_proves_nothing():
+    file, old, _ = QUICK.edits[0]
+    assert mutants.run(QUICK._replace(edits=((file, old, "import nowhere"),))).startswith(
+        "ERROR, it cannot be imported"
+    )
+    assert mutants.run(QUICK._replace(edits=((file, "no such text", ""),))).startswith("ERROR, engine/")
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "found"),
+    [
+        (0, "", "SURVIVED"),
+        (1, "FAILED tests/engine/test_x.py::test_y[a b] - assert 1 == 2", "noticed: assert"),
+        (1, "FAILED tests/engine/test_x.py::test_other - assert 1 == 2", "ERROR"),
+        (1, "ERROR tests/engine/test_x.py::test_y - fixture", "ERROR"),
+        (2, "ERROR tests/engine/test_x.py - ImportError", "ERROR"),
+        (1, "tests/engine/test_x.py::test_y \n+++ Timeout +++", "noticed: it hangs"),
+        (None, "tests/engine/test_x.py::test_y ", "noticed: it hangs"),
+        (None, "collecting", "ERROR"),
+        (-11, "tests/engine/test_x.py::test_y ", "ERROR"),
+    ],
+)
+def test_verdicts(code, output, found):
+    mutant = QUICK._replace(test="tests/engine/test_x.py::test_y")
+    assert mutants.verdict(mutant, code, output).startswith(found)
+
+
+@pytest.mark.skipif(not LONG, reason="each takes some seconds; `make stress` tries them all")
+@pytest.mark.timeout(900)
+def test_every_guard_is_noticed(note):
+    found = dict(mutants.run_all(mutants.MUTANTS))
+    noticed = [name for name, what in found.items() if what.startswith("noticed")]
+    assert set(found) == set(mutants.MUTANTS), found
+    wrong = {name: what for name, what in found.items() if name not in noticed}
+    assert not wrong, wrong
+    hangs = sum(what.endswith("hangs") for what in found.values())
+    note("guards", len(noticed), len(mutants.MUTANTS), f"{hangs} of the tests hang without the guard, the others fail")
