@@ -112,6 +112,12 @@ def programs() -> dict[str, Callable[[Any], Run]]:
     }
 
 
+def threaded() -> dict[str, Callable[[Any], Run]]:
+    """Those that NumPy itself spreads over threads."""
+    every = programs()
+    return {key: every[key] for key in ("product_1024", "product_128")}
+
+
 # ---- ThreadPoolExecutor ----------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from _workloads import PEERS
 
 WIDTH = 38
 NAMES = {"vardag": "vardag", **PEERS}
+COLOURS = {"stretch": "#1d5c46", "yes": "#2a7f62", "unsure": "#c9a227", "no": "#c0504d"}  # is the bar met?
 
 
 def amount(seconds: float | None) -> str:
@@ -25,7 +26,7 @@ def amount(seconds: float | None) -> str:
 
 def show_title(peers: list[str]) -> None:
     columns = "".join(f"{NAMES[peer]:>10}" for peer in peers)
-    print(f"{'':{WIDTH}}{columns}  {'best':>8} {'ratio':>6} {'(rounds)':>13} {'bar':>6}  met", flush=True)
+    print(f"{'':{WIDTH}}{columns}  {'best':>8} {'ratio':>6} {'rounds':>12} {'quiet':>6} {'bar':>6}  met", flush=True)
 
 
 def show_row(row: dict[str, Any], peers: list[str]) -> None:
@@ -35,14 +36,12 @@ def show_row(row: dict[str, Any], peers: list[str]) -> None:
     for i, bar in enumerate(row["bars"]):
         head = line if i == 0 else indent
         if bar["ratio"] is None:
-            print(f"{head}  {'-':>8} {'-':>6} {'':13} {bar['bar']:6.2f}")
+            print(f"{head}  {'-':>8} {'-':>6} {'':12} {'':6} {bar['bar']:6.2f}")
             continue
-        met = "no"
-        if bar["met"]:
-            met = "stretch" if bar["stretch"] and bar["ratio"] <= bar["stretch"] else "yes"
         spread = f"{bar['least']:.2f}-{bar['most']:.2f}"
         missing = f"; without {', '.join(bar['missing'])}" if bar["missing"] else ""
-        print(f"{head}  {NAMES[bar['best']]:>8} {bar['ratio']:6.2f} {spread:>13} {bar['bar']:6.2f}  {met}{missing}")
+        ratios = f"{bar['ratio']:6.2f} {spread:>12} {bar['quiet']:6.2f} {bar['bar']:6.2f}"
+        print(f"{head}  {NAMES[bar['best']]:>8} {ratios}  {bar['met']}{missing}")
     if not row["bars"]:
         print(line)
     memory = row.get("memory", {})
@@ -80,7 +79,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
 
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.3 * len(bars)), layout="constrained")
     places = range(len(bars))
-    colours = ["#2a7f62" if bar["met"] else "#c0504d" for _, bar in bars]
+    colours = [COLOURS[bar["met"]] for _, bar in bars]
     axes.barh(places, [bar["ratio"] - 0.01 for _, bar in bars], left=0.01, color=colours, height=0.6)
     axes.scatter([bar["bar"] for _, bar in bars], places, marker="|", s=160, color="black", label="bar", zorder=3)
     axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")

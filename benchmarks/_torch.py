@@ -201,5 +201,11 @@ def programs() -> dict[str, Callable[[Any], Run]]:
     }
 
 
+def threaded() -> dict[str, Callable[[Any], Run]]:
+    """Those that PyTorch spreads over threads."""
+    tiny = ("tiny", "tiny_wait", "formula_32", "backward")
+    return {key: program for key, program in programs().items() if key not in tiny}
+
+
 def numpy_of(x: Any) -> Any:
     return x.detach().numpy()

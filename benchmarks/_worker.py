@@ -17,19 +17,20 @@ import sys
 import time
 from typing import Any
 
-from _workloads import WORKLOADS
+from _workloads import LIBRARIES, WORKLOADS
 
 SOURCES = {
     "vardag": ("_vardag", "programs"),
     "one": ("_vardag", "one_worker"),
     "numpy": ("_numpy", "programs"),
+    "numpy1": ("_numpy", "threaded"),
     "executor": ("_numpy", "executor"),
     "torch": ("_torch", "programs"),
+    "torch1": ("_torch", "threaded"),
     "jax": ("_jax", "eager"),
     "jit": ("_jax", "compiled"),
     "mxnet": ("_mxnet", "programs"),
 }
-LIBRARIES = {"one": "vardag", "executor": "numpy", "jit": "jax"}
 SAMPLES = 4000  # values of one program that are compared
 MOST = 1_000_000  # units in one measurement
 

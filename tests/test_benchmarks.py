@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+BARS = ((4.0, 3.0), (5.0, 4.0), (3.0, 2.0), (2.4, None))
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -58,10 +59,12 @@ def test_a_ratio_is_the_median_of_the_rounds_and_names_the_best_peer(monkeypatch
     import compare
     from _workloads import Bar
 
-    times = {"vardag": [2.0, 4.0, 9.0], "numpy": [1.0, 1.0, 1.0], "torch": [4.0, 4.0, 4.0]}
-    bar = compare.judged(Bar(("numpy", "torch", "jax"), 4.0), times)
-    assert (bar["best"], bar["ratio"], bar["least"], bar["most"], bar["met"]) == ("numpy", 4.0, 2.0, 9.0, True)
+    times = {"vardag": [2.0, 4.0, 9.0], "numpy": [1.0, 1.0, 1.0], "torch": [4.0, 4.0, 0.8]}
+    bar = compare.judged(Bar(("numpy", "torch", "jax"), 4.0, 1.0), times)
+    assert [bar[key] for key in ("best", "ratio", "least", "most", "quiet")] == ["numpy", 4.0, 2.0, 9.0, 2.5]
     assert bar["missing"] == ["jax"]
+    met = [compare.judged(Bar(("numpy", "torch"), ratio, stretch), times)["met"] for ratio, stretch in BARS]
+    assert met == ["yes", "stretch", "unsure", "no"]
 
 
 def test_programs_that_compute_something_else_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
