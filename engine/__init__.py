@@ -18,7 +18,7 @@ from .errors import (
     OperatorError,
 )
 from .lifecycle import add_kernel_context_hook, current, default, profile, set_default, statistics
-from .limits import Limits, limits
+from .limits import Limits, limits, low_memory_hooks, machine_memory
 from .operation import DONE, OK, Kind, Operation, State, user_context_hooks
 from .profiler import Profile
 from .site import describe, here, line_of
@@ -56,6 +56,8 @@ __all__ = [
     "here",
     "limits",
     "line_of",
+    "low_memory_hooks",
+    "machine_memory",
     "profile",
     "set_default",
     "statistics",

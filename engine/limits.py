@@ -63,6 +63,8 @@ PATIENCE = 10.0  # seconds without an end after which the bound gives way
 MEMORY_PATIENCE = 10.0  # seconds that an operation without memory waits for the kernels that run beside it
 UNKNOWN_MACHINE = 8 << 30  # bytes: what a machine that does not say is taken to have
 KEEP: Final = object()  # "leave this bound as it is"
+#: What is called when memory runs out, to give back what is kept for later.  Never blocks.
+low_memory_hooks: list[Callable[[], object]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,6 +361,8 @@ class Pressure(Waiting):
         """
         op, claim, token = job
         gc.collect()
+        for hook in low_memory_hooks:
+            hook()
         end = monotonic() + MEMORY_PATIENCE
         locked(self._T, self._starved.append, op)
         try:

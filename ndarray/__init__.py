@@ -23,6 +23,7 @@ from .indexing import ArrayIndexError
 from .line import pause_here as _pause_here
 from .memory import usage as _usage
 from .ndarray import NDArray, array, empty, waitall
+from .pool import memory_pool
 
 __all__ = [
     "ArgumentTypeError",
@@ -37,6 +38,7 @@ __all__ = [
     "current_context",
     "empty",
     "gpu",
+    "memory_pool",
     "num_gpus",
     "random",
     "statistics",

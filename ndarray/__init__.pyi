@@ -9,6 +9,7 @@ from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, c
 from .device import num_gpus as num_gpus
 from .indexing import ArrayIndexError as ArrayIndexError
 from .ndarray import NDArray as NDArray, array as array, empty as empty, waitall as waitall
+from .pool import memory_pool as memory_pool
 
 class Statistics:
     copies: int

@@ -93,7 +93,7 @@ class Buffer:
 
     def adopt(self, raw: RawArray) -> None:
         """Take `raw`, which nobody else refers to, as the memory, or copy it if it is a view or of another order."""
-        if self.raw is None and raw.base is None and raw.flags.c_contiguous and raw.dtype == self.dtype:
+        if self.raw is None and self.device.whole(raw) and raw.flags.c_contiguous and raw.dtype == self.dtype:
             self.raw = raw if raw.shape == self.shape else raw.reshape(self.shape)
             follow(raw)
         else:

@@ -7,6 +7,7 @@ thread alike, so that a result or a warning never depends on who ran the operati
 
 from __future__ import annotations
 
+from math import prod
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -15,8 +16,11 @@ import threadpoolctl  # type: ignore[import-untyped]
 
 from ..engine import ArgumentError, Engine
 from .context import Context
+from .pool import memory_pool, pooled
 
 RawArray = np.ndarray[Any, Any]
+
+_empty = np.empty
 
 
 class Device(Protocol):
@@ -25,7 +29,13 @@ class Device(Protocol):
     name: str
     xp: ModuleType
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray: ...
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray:
+        """A raw array with arbitrary contents."""
+        ...
+
+    def whole(self, raw: RawArray) -> bool:
+        """Whether it is an array with all of its memory, not a view of another."""
+        ...
 
 
 class CPU:
@@ -35,7 +45,12 @@ class CPU:
     xp: ModuleType = np
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray:
-        return np.empty(shape, dtype)
+        if prod(shape) < memory_pool.few:
+            return _empty(shape, dtype)
+        return memory_pool.take(shape, dtype)
+
+    def whole(self, raw: RawArray) -> bool:
+        return raw.base is None or pooled(raw)
 
 
 HOST = CPU()

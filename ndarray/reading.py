@@ -12,6 +12,7 @@ from .buffer import Admission, Chunk, Lease, hold
 from .device import RawArray
 from .dtype import DType
 from .memory import SMALL
+from .pool import memory_pool
 from .shape import Shape, Strides
 
 
@@ -84,7 +85,12 @@ class Reading:
         if writer is not None:
             saved.buffer.engine.wait_op(writer, timeout)
             writer.raise_error()
-        return np.array(saved.buffer.view(saved.shape, saved.strides, saved.offset), order="C")
+        view = saved.buffer.view(saved.shape, saved.strides, saved.offset)
+        if view.size < memory_pool.few:
+            return np.array(view, order="C")
+        copy = memory_pool.take(view.shape, view.dtype)
+        copy[...] = view
+        return copy
 
     def item(self) -> Any:
         """The only element as a Python scalar.  Sync: blocks.   Raises: ArgumentError if there is not exactly one."""

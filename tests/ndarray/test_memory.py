@@ -98,7 +98,7 @@ def test_the_queue_of_events_stays_short() -> None:
     before = live()
     for _ in range(3 * memory.LONG):
         nd.zeros((PAGE,))
-    assert len(memory._events) <= memory.LONG + 2
+    assert len(memory.arrays.events) <= memory.LONG + 2
     nd.waitall()
     assert live() == before
 
