@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
 from ..ndarray.array import Array
-from ..ndarray.buffer import Admission, Saved
+from ..ndarray.buffer import Admission, Kept, Saved
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
 from ..operators.schema import Text, zero
 from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
+from ..operators.tiny import NOW, Looks
 from .tape import Node, entry_of
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
@@ -202,7 +205,7 @@ class Walk:
         values: dict[Any, Any] = dict(cotangents)
         for key, kept in self.saved[node].items():
             if key not in op.definitions:
-                values[key] = Array._from_saved(kept, node) if isinstance(kept, Saved) else kept
+                values[key] = Array._from_saved(kept, node) if isinstance(kept, Saved | Kept) else kept
         if op.variadic in node.names:
             values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
         for name, text in op.definitions.items():
@@ -223,6 +226,8 @@ class Walk:
         groups = [[part] for part in parts] if node.op.costly else [parts]
         for group in groups:
             outs: dict[int, Array] = {}
+            if self._at_once(node, group, cotangents, indices):
+                continue
             g = next(iter(cotangents.values()))
             for _, part in group:
                 for i in part:
@@ -232,6 +237,43 @@ class Walk:
             self._admit(node, group, outs, cotangents, indices)
             for i, out in outs.items():
                 self._deliver(node, i, out)
+
+    def _at_once(
+        self,
+        node: Node,
+        group: Sequence[tuple[Text, Sequence[int | None]]],
+        cotangents: dict[str, Any],
+        indices: Sequence[int],
+    ) -> bool:
+        """Small gradients of what is ready, on this thread: see operators/tiny.py."""
+        op = node.op
+        place = next(iter(cotangents.values()))._place
+        if not place.engine.calm() or 4 * op.work(node.metas, node.made, node.attributes) > NOW:
+            return False
+        named = {name for text, _ in group for name in text.names}
+        looks = Looks()
+        values = {
+            name: looks.at(kept) for name, kept in (*cotangents.items(), *self.saved[node].items()) if name in named
+        }
+        if op.variadic in named:
+            values[op.variadic] = [looks.at(self.saved[node][op.variadic, i]) for i in _variadic(node)]
+        if not looks.ready:
+            return False
+        parts = [
+            (
+                text,
+                self._metadata(node, indices, part),
+                [None if i is None else (op.input_name(i), node.metas[i], i) for i in part],
+            )
+            for text, part in group
+        ]
+        found = looks.run(place, GradientLaunch(op, values, node.attributes, parts).compute)  # type: ignore[arg-type]
+        if found is None:
+            return False
+        for (_, _, i), made in found:
+            raw = made if made.base is None and made.flags.c_contiguous else np.array(made, order="C")
+            self._deliver(node, i, Array._young(place, raw))
+        return True
 
     def _admit(
         self,
@@ -261,6 +303,8 @@ class Walk:
                 if isinstance(kept, Saved):
                     reads.append(kept.buffer.variable)
                     return kept.buffer, kept.shape, kept.strides, kept.offset
+                if isinstance(kept, Kept):
+                    return kept.raw
                 if isinstance(kept, Array):
                     reads.append(kept._chunk.buffer.variable)
                     return kept._chunk.buffer, kept._shape, kept._strides, kept._offset

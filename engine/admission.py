@@ -388,7 +388,14 @@ class Admission(Tracker):
         moment.  Whoever runs it looks at its inputs' versions before and after, and that `writing` is still 0: a write
         is counted by the version when it is pushed, and one that runs within its push shows in `writing` until then.
         """
-        return self.inline and not self.writing and self._instrument is None and not self._closed and HAS_GIL
+        return (
+            self.inline
+            and not self.writing
+            and self._instrument is None
+            and not self._closed
+            and self._bytes_pushed - self._bytes_done <= AHEAD
+            and HAS_GIL
+        )
 
     # -------------------------------------------------------------------------------------------- odds and ends of P
     def _without_t(self, f: Callable[..., Any], *args: Any) -> Any:

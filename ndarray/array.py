@@ -17,7 +17,7 @@ import numpy as np
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError, Variable
 from ._late import autograd, numpy_face
-from .buffer import Admission, Buffer, Chunk, Saved, Writing, share
+from .buffer import Admission, Buffer, Chunk, Kept, Saved, Writing, share
 from .context import Context, as_context
 from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
@@ -110,8 +110,13 @@ class Array(Reading):
         return new
 
     @classmethod
-    def _from_saved(cls, saved: Saved, node: Any) -> Self:
+    def _from_saved(cls, saved: Saved | Kept, node: Any) -> Self:
         """An array over the buffer of a value that `node` saved: they share it until one of them writes."""
+        entry = (node, saved.entry) if type(saved.entry) is int else saved.entry
+        if isinstance(saved, Kept):
+            new = cls._young(saved.place, saved.raw.copy())
+            new._line = Line(new._shape, None, 0, entry)
+            return new
         chunk = Chunk(saved.buffer, saved.place)
         new = cls._over(chunk, saved.shape, saved.strides, saved.offset)
         owner = saved.owner()
@@ -124,7 +129,6 @@ class Array(Reading):
             return None, (), (), (), share(saved.buffer, [chunk, *others], keep), keep, False
 
         engine.admit(plan)
-        entry = (node, saved.entry) if type(saved.entry) is int else saved.entry
         chunk.line = Line(new._shape, new._strides, new._offset, entry)
         return new
 

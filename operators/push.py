@@ -13,7 +13,6 @@ any point finds everything done or nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .launch import Launch
 from .schema import Attributes, Meta, Operator
-from .tiny import INLINE
+from .tiny import INLINE, at_once
 
 Input = Array | np.generic | RawArray | None
 
@@ -136,6 +135,10 @@ def invoke(
         if shared is not None:
             return shared
 
+    if out is None:
+        done = at_once(op, inputs, attributes, made, place, current.recorder, cls, dtype, zero_d)
+        if done is not None:
+            return done[0] if number == 1 else done
     results: list[Array] = []
     for target, meta in zip(outs, made, strict=False):
         shape, kernel_dtype = meta  # type: ignore[misc]
@@ -329,11 +332,7 @@ class _Push:
 
     def _operation(self, launch: Launch) -> Operation:
         op = self.op
-        if callable(op.cost):
-            work = op.cost([_meta(x) for x in self.inputs], self.made, self.attributes)
-        else:
-            most = _size(self.made) if op.elementwise else max(_size(self.made), _size([_meta(x) for x in self.inputs]))
-            work = op.cost * most
+        work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
         words = _Described(op, self.inputs)
         if op.atomic and work < HELPED:
             return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words, nbytes=launch.weigh)
@@ -407,7 +406,3 @@ def _alias(
     if node is not None:
         recorder.begin_line(result, node, 0)
     return result
-
-
-def _size(made: Sequence[Meta | None]) -> int:
-    return sum(math.prod(meta[0]) for meta in made if meta is not None)

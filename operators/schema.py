@@ -14,6 +14,7 @@ literals only; one text serves raw arrays (one fused engine operation) and array
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -205,6 +206,13 @@ class Operator:
 
         return declare
 
+    def work(self, metas: Sequence[Meta | None], made: Sequence[Meta | None], attributes: Attributes) -> float:
+        """What a call costs, in units of about 0.2 ns."""
+        if callable(self.cost):
+            return self.cost(metas, made, attributes)
+        most = _size(made) if self.elementwise else max(_size(made), _size(metas))
+        return self.cost * most
+
     @property
     def differentiable(self) -> bool:
         """Whether the operator goes on the tape."""
@@ -242,6 +250,10 @@ class Operator:
 
     def __repr__(self) -> str:
         return f"<operator {self.name}>"
+
+
+def _size(metas: Sequence[Meta | None]) -> int:
+    return sum(math.prod(meta[0]) for meta in metas if meta is not None)
 
 
 def _plain(value: Any) -> Any:

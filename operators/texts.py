@@ -128,12 +128,18 @@ class GradientLaunch:
         op: Operator,
         values: dict[str, Any],
         attributes: Mapping[str, Any],
-        parts: Sequence[tuple[Text, Mapping[str, Any], Sequence[tuple[str, Meta, Buffer] | None]]],
+        parts: Sequence[tuple[Text, Mapping[str, Any], Sequence[tuple[str, Meta, Any] | None]]],
     ) -> None:
         self.op, self.values, self.attributes, self.parts = op, values, attributes, parts
 
     def __call__(self) -> None:
+        for (_, _, buffer), made in self.compute():
+            buffer.adopt(made)
+
+    def compute(self) -> list[tuple[Any, RawArray]]:
+        """The gradients, each with its place in `parts`; nobody else's memory."""
         op = self.op
+        found = []
         narrow = op.widen and any(meta[1] == HALF for *_, outs in self.parts for _, meta, _ in filter(None, outs))
         values = {name: _raw(value, narrow) for name, value in self.values.items()}
         own = [id(v) for v in values.values()]
@@ -143,11 +149,12 @@ class GradientLaunch:
             for out, gradient in zip(outs, results, strict=True):
                 if out is None:
                     continue
-                name, meta, buffer = out
+                name, meta, _ = out
                 made = np.asarray(finished(raw, op, name, np.asarray(gradient), meta))
                 if id(made) in own:
                     made = made.copy()
-                buffer.adopt(made)
+                found.append((out, made))
+        return found
 
     def weigh(self) -> tuple[int, int, list[Step]]:
         """For back-pressure: see `Launch.weigh`.  What the texts take on their way is not known."""

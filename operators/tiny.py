@@ -14,7 +14,7 @@ what they write is seen in the same way, and what they raise goes to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,13 +22,19 @@ import numpy as np
 
 from ..engine import DONE, OK
 from ..ndarray.array import Array
+from ..ndarray.buffer import Buffer, Kept, Saved
 from ..ndarray.device import Place, RawArray
-from ..ndarray.line import scope
+from ..ndarray.line import Line, scope
 from ..ndarray.memory import SMALL
-
-INLINE = 16_384.0  # units of work (about 0.2 ns) that may run on the caller's thread, at once or within the push
+from ..ndarray.shape import Shape
+from .schema import Attributes, Meta, Operator
 
 PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
+INLINE = 16_384.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
+COPIED = PAGE  # elements: the tape keeps smaller values as copies, larger ones by holds
+NOW = 250_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
+HALF = np.dtype(np.float16)
+
 EXACT = 2**20  # integers up to here are themselves in float32, and no float overflows
 
 _new = object.__new__
@@ -63,6 +69,53 @@ def unchanged(seen: Seen) -> bool:
     return buffer.variable.version == version and owner.buffer is buffer
 
 
+class Looks:
+    """The values of one moment that a kernel reads; `ready` says whether all of them are there."""
+
+    __slots__ = ("_holds", "_seen", "ready")
+
+    def __init__(self) -> None:
+        self.ready = True
+        self._seen: list[Seen] = []
+        self._holds: list[tuple[Saved, Buffer]] = []
+
+    def at(self, value: Any) -> Any:
+        """The raw array of an array or of a value that the tape keeps; a constant as it is."""
+        if isinstance(value, Kept):
+            return value.raw
+        if isinstance(value, Array):
+            seen = settled(value)
+            if seen is None:
+                self.ready = False
+                return None
+            self._seen.append(seen)
+            return seen[0]
+        if isinstance(value, Saved):
+            buffer, offset = value.buffer, value.offset
+            writer = buffer.variable.writer
+            if buffer.raw is None or (writer is not None and (writer.state is not DONE or writer.fate is not OK)):
+                self.ready = False
+                return None
+            # Nobody writes held bytes.  Moved by a writer, it has another buffer, before anything is written.
+            self._holds.append((value, buffer))
+            return buffer.view(value.shape, value.strides, offset)
+        return value
+
+    def run(self, place: Place, function: Callable[[], Any]) -> Any:
+        """What a kernel that reads them gives, None if it failed by itself or they are no longer what they were."""
+        try:
+            found = place.engine.kernel_context.copy().run(function)
+        except MemoryError:
+            return None
+        except Exception:
+            if fails(place.engine.kernel_context, function):
+                return None
+            raise
+        if place.engine.writing or not all(map(unchanged, self._seen)):
+            return None
+        return found if all(saved.buffer is buffer for saved, buffer in self._holds) else None
+
+
 def fails(context: Any, function: Callable[..., Any], *arguments: Any) -> bool:
     """Does a kernel raise again?  What a signal handler threw into it does not repeat."""
     try:
@@ -94,6 +147,80 @@ def elementwise(place: Place, ufunc: np.ufunc, dtype: Any, stored: bool, *arrays
             return None
         raise
     return raw
+
+
+def compute(op: Operator, xp: Any, arrays: Sequence[Any], attributes: Attributes, filled: Sequence[Any]) -> None:
+    """An atomic operator on raw memory."""
+    if op.ufunc is not None:
+        op.ufunc(*arrays, out=filled[0])
+        return
+    outs = dict(zip((*op.outputs, *op.saves), filled, strict=True))
+    for function, *arguments in op.kernel(xp, *arrays, **attributes, **outs):
+        function(*arguments)
+
+
+def at_once(
+    op: Operator,
+    inputs: Sequence[Any],
+    attributes: Attributes,
+    made: Sequence[Meta | None],
+    place: Place,
+    recorder: Any,
+    cls: type[Array],
+    dtype: Any,
+    zero_d: Shape,
+) -> tuple[Any, ...] | None:
+    """Fresh outputs of an operator (see push.invoke), or None: it is to be pushed."""
+    if not op.atomic or op.updates or op.random or op.alias is not None or not place.engine.calm():
+        return None
+    looks = Looks()
+    arrays = [looks.at(x) for x in inputs]
+    if not looks.ready or any(getattr(a, "dtype", None) == HALF for a in arrays):
+        return None
+    if op.work([None if a is None else (a.shape, a.dtype) for a in arrays], made, attributes) > NOW:
+        return None
+    node = None
+    if recorder is not None:
+        node = recorder.node(None, op, inputs, attributes, made, ())
+        if node is not None and any(a.size >= COPIED for i, a in enumerate(arrays) if node.keeps(i)):
+            return None
+
+    def kernel() -> list[Any]:
+        filled = [None if m is None else place.device.empty(*m) for m in made]
+        compute(op, place.device.xp, arrays, attributes, filled)
+        return filled
+
+    filled = looks.run(place, kernel)
+    if filled is None:
+        return None
+    if node is not None and not _save(node, op, inputs, arrays, filled, place):
+        return None
+    results = []
+    for i, output in enumerate(filled[: len(op.outputs)]):
+        raw: Any = output
+        stored = raw if dtype is None or raw.dtype == dtype else raw.astype(dtype)
+        new = cls._young(place, stored if stored.shape else stored.reshape(zero_d))
+        if node is not None:
+            new._line = Line(new._shape, None, 0, (node, i))
+        results.append(new)
+    place.engine.ran_at_once += 1
+    return tuple(results)
+
+
+def _save(
+    node: Any, op: Operator, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place
+) -> bool:
+    """Copies of what the gradient texts name: of small values, that costs less than to protect them.  False: too large."""
+    saved = node.saved
+    for i, (x, raw) in enumerate(zip(inputs, arrays, strict=True)):
+        if node.keeps(i):
+            saved[node.key(i)] = Kept(raw.copy(), node.edges[i], place) if isinstance(x, Array) else x
+    for i, name in enumerate((*op.outputs, *op.saves)):
+        if name in node.names and filled[i] is not None:
+            if filled[i].size >= COPIED:
+                return False
+            saved[name] = Kept(filled[i].copy(), i, place)
+    return True
 
 
 class Ufunc(NamedTuple):

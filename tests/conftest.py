@@ -40,6 +40,14 @@ def engine_kind(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
+def nothing_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tape holds small values too, which it would rather copy: for tests of what holds do."""
+    from vardag.operators import tiny
+
+    monkeypatch.setattr(tiny, "COPIED", 0)
+
+
+@pytest.fixture
 def root() -> Path:
     """The checkout."""
     return ROOT

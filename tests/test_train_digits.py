@@ -106,6 +106,7 @@ def test_a_hundred_steps_copy_and_rename_no_weight(model: str, engine_kind: Any)
         assert w._chunk.buffer is buffers[name], name
 
 
+@pytest.mark.usefixtures("nothing_copied")
 def test_the_count_of_renames_can_rise() -> None:
     """What the count is worth: with the graph kept alive, its saved weights must be stepped around."""
     with vd.engine.Engine(kind="NaiveEngine"):

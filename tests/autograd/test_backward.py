@@ -484,6 +484,7 @@ def test_no_weight_is_copied_or_renamed(engine_kind: Engine, wait: bool) -> None
     assert losses[-1].asscalar() < first.asscalar()
 
 
+@pytest.mark.usefixtures("nothing_copied")
 def test_a_retained_graph_costs_one_rename_a_weight() -> None:
     x, w = nd.array([1, 2, 3]), marked()
     before = nd.statistics()

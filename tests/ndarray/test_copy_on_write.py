@@ -16,6 +16,8 @@ import pytest
 from vardag import autograd, nd
 from vardag.engine import Engine
 
+pytestmark = pytest.mark.usefixtures("nothing_copied")
+
 
 @contextmanager
 def costs(*, copies: int = 0, renames: int = 0) -> Iterator[None]:
