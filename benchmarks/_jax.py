@@ -174,7 +174,7 @@ def _programs(compiled: Callable[[Function], Function]) -> dict[str, Callable[[A
         "mlp_large": training(perceptron),
         "lstm": gradients(lstm, lambda data: (data[3], *data[:3])),
         "lenet": training(lenet),
-        "rows": gradients(rows, lambda data: (data[2], data[1])),
+        "rows_stacked": gradients(rows, lambda data: (data[2], data[1])),
         "chains": two_chains,
     }
 

@@ -171,7 +171,7 @@ def programs(nd: Any, autograd: Any) -> dict[str, Callable[[Any], Run]]:
         return run
 
     def stacked_rows(data: Any) -> Run:
-        """The nearest to writing rows where recorded arrays may not be written."""
+        """Instead of writing rows into a buffer: recorded arrays may not be written in MXNet."""
         length, first, w = data[0], nd.array(data[1]), nd.array(data[2])
         w.attach_grad()
 
@@ -205,6 +205,6 @@ def programs(nd: Any, autograd: Any) -> dict[str, Callable[[Any], Run]]:
         "mlp_large": training(perceptron),
         "lstm": lstm,
         "lenet": training(lenet),
-        "rows": stacked_rows,
+        "rows_stacked": stacked_rows,
         "chains": chains,
     }

@@ -10,7 +10,13 @@ from _workloads import PEERS
 
 WIDTH = 38
 NAMES = {"vardag": "vardag", **PEERS}
-COLOURS = {"stretch": "#1d5c46", "yes": "#2a7f62", "unsure": "#c9a227", "no": "#c0504d"}  # is the bar met?
+COLOURS = {
+    "stretch": "#1d5c46",
+    "yes": "#2a7f62",
+    "unsure": "#c9a227",
+    "no": "#c0504d",
+    "-": "#7f7f7f",
+}  # is the bar met?
 
 
 def amount(seconds: float | None) -> str:
@@ -34,13 +40,13 @@ def show_row(row: dict[str, Any], peers: list[str]) -> None:
     words = [f"{row['title']:{WIDTH}}", *(f"{amount(median.get(peer)):>10}" for peer in peers)]
     line, indent = "".join(words), " " * (WIDTH + 10 * len(peers))
     for i, bar in enumerate(row["bars"]):
-        head = line if i == 0 else indent
+        head, limit = line if i == 0 else indent, f"{bar['bar']:6.2f}" if bar["bar"] else f"{'-':>6}"
         if bar["ratio"] is None:
-            print(f"{head}  {'-':>8} {'-':>6} {'':12} {'':6} {bar['bar']:6.2f}")
+            print(f"{head}  {'-':>8} {'-':>6} {'':12} {'':6} {limit}")
             continue
         spread = f"{bar['least']:.2f}-{bar['most']:.2f}"
         missing = f"; without {', '.join(bar['missing'])}" if bar["missing"] else ""
-        ratios = f"{bar['ratio']:6.2f} {spread:>12} {bar['quiet']:6.2f} {bar['bar']:6.2f}"
+        ratios = f"{bar['ratio']:6.2f} {spread:>12} {bar['quiet']:6.2f} {limit}"
         print(f"{head}  {NAMES[bar['best']]:>8} {ratios}  {bar['met']}{missing}")
     if not row["bars"]:
         print(line)
@@ -69,7 +75,7 @@ def show_costs(costs: dict[str, Any]) -> None:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> bool:
     """A bar for each ratio, and a mark where it should end at most.  False if there is nothing to draw with."""
-    bars = [(row["title"], bar) for row in rows for bar in row["bars"] if bar["ratio"] is not None]
+    bars = [(row["title"], bar) for row in rows for bar in row["bars"] if bar["ratio"]]
     if not bars or not importlib.util.find_spec("matplotlib"):
         return False
     import matplotlib as mpl
@@ -81,10 +87,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
     places = range(len(bars))
     colours = [COLOURS[bar["met"]] for _, bar in bars]
     axes.barh(places, [bar["ratio"] - 0.01 for _, bar in bars], left=0.01, color=colours, height=0.6)
-    axes.scatter([bar["bar"] for _, bar in bars], places, marker="|", s=160, color="black", label="bar", zorder=3)
+    axes.scatter([bar["bar"] or 1 for _, bar in bars], places, marker="|", s=160, color="black", label="bar", zorder=3)
     axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    least = min(min(bar["ratio"], bar["bar"]) for _, bar in bars)
+    least = min(min(bar["ratio"], bar["bar"] or 1) for _, bar in bars)
     axes.set_xlim(max(0.02, least / 2), None)
     axes.set_yticks(places, [f"{title}  ({NAMES[bar['best']]})" for title, bar in bars])
     axes.invert_yaxis()

@@ -85,7 +85,7 @@ def rows(data: Any) -> Run:
 
 
 def programs() -> dict[str, Callable[[Any], Run]]:
-    own = {"queue": queue, "kernel": kernel, "function": function, "rows": rows}
+    own = {"queue": queue, "kernel": kernel, "function": function, "rows": rows, "rows_stacked": rows}
     return _nd.programs(nd, autograd) | own
 
 

@@ -53,6 +53,7 @@ class Worker:
         self.module = importlib.import_module(SOURCES[peer][0])
         self.programs = getattr(self.module, SOURCES[peer][1])()
         self.run: Any = None
+        self.long = False  # does one unit take more than a second?
         library = LIBRARIES.get(peer, peer)
         self.version = str(getattr(sys.modules[library], "__version__", ""))
 
@@ -61,13 +62,25 @@ class Worker:
         self.run = None
         gc.collect()
         self.run = self.programs[key](WORKLOADS[key].make())
-        values = sample([self.module.numpy_of(x) for x in self.run(1)])
-        self.run(1)
-        n, spent = 1, self.time(1)
+        start = time.perf_counter()
+        results = self.run(1)
+        spent = time.perf_counter() - start
+        self.long = spent > 1
+        values = sample([self.module.numpy_of(x) for x in results])
+        del results
+        n = 1
+        if not self.long:
+            self.warm()
+            spent = self.time(1)
         while spent < seconds / 4 and n < MOST:
             n *= 4
             spent = self.time(n)
-        return {"values": values, "units": max(1, min(MOST, round(n * seconds / spent)))}
+        return {"values": values, "units": max(1, min(MOST, round(n * seconds / spent))), "each": spent / n}
+
+    def warm(self) -> None:
+        """One unit that is not timed: the other processes' work has emptied caches, and compilers compile."""
+        if not self.long:
+            self.run(1)
 
     def time(self, n: int) -> float:
         run = self.run
@@ -79,7 +92,7 @@ class Worker:
         if "make" in request:
             return self.make(request["make"], request["seconds"])
         if "time" in request:
-            self.run(1)  # caches and threads have seen the other processes' work
+            self.warm()
             return {"seconds": self.time(request["time"])}
         self.run = None
         gc.collect()
