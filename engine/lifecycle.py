@@ -24,6 +24,7 @@ from .atomic import P, T, renew
 from .claims import here_and_now
 from .errors import Cancelled, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
+from .parallel import Helper
 from .profiler import Profile
 from .tracker import retire
 
@@ -291,6 +292,8 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
         elif op.mark == 2:  # all is committed but its fate
             op.fate, op.state = OK, DONE
     for op in unfinished:
+        if type(op.fn) is Helper:
+            renew(op.fn.door)  # its parent may go on here, and would wait for a helper that is no more
         op.engine = engine
         root = Root(op, Cancelled(f"[{op.name or 'operation'}] was unfinished at fork"))
         root.seen = True

@@ -45,7 +45,9 @@ class Lane:
     rings on. Whoever takes a token looks at the heap afterwards, under T.
     """
 
-    __slots__ = ("aged", "bell", "heap", "mixed", "name", "picks", "started", "stopping", "threads", "up", "workers")
+    __slots__ = (
+        "aged", "asleep", "bell", "heap", "mixed", "name", "picks", "started", "stopping", "threads", "up", "workers",
+    )  # fmt: skip
 
     def __init__(self, name: str, workers: int) -> None:
         self.name = name
@@ -57,6 +59,7 @@ class Lane:
         self.aged: list[tuple[int, Operation]] | None = None
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.threads: list[threading.Thread] = []
+        self.asleep: set[int] = set()  # workers that wait for the bell: approximate
         self.started = False
         self.stopping = False
         # A token says that its threads have been started.  Not an Event: a finalizer that pushes, run by a collection
@@ -75,7 +78,7 @@ class Lane:
 
     def renew(self) -> None:
         """Empty, without threads: in a forked child."""
-        self.heap, self.bell, self.threads = [], SimpleQueue(), []
+        self.heap, self.bell, self.threads, self.asleep = [], SimpleQueue(), [], set()
         self.aged, self.mixed, self.picks = None, False, 0
         self.started = self.stopping = False
         self.up.put(None)  # should this very thread have forked while it waits there

@@ -149,7 +149,9 @@ class Runner(Repair):
             if job is None:
                 if not sleep or lane.stopping or lane.bell is not bell:
                     return
+                lane.asleep.add(get_ident())
                 bell.get()
+                lane.asleep.discard(get_ident())
                 empty(bell)
                 continue
             fate = self._execute(job)
