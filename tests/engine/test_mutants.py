@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from vardag.engine import Engine, Operation, Variable
+from vardag.engine.limits import Held
+from vardag.engine.ready import Lane
+from vardag.ndarray.array import Array
+from vardag.ndarray.buffer import Buffer, Chunk, Saved
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PAGE = ROOT / "docs" / "engine-proof.md"
@@ -60,6 +66,25 @@ def test_the_tests_that_the_page_names_exist():
     for file, function in named:
         paths = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob(f"{file}.py")]
         assert any(exists(f"{path}::{function}") for path in paths), (file, function)
+
+
+def slots(kind: type) -> list[str]:
+    return [name for c in kind.__mro__ for name in getattr(c, "__slots__", ()) if name != "__weakref__"]
+
+
+def test_every_shared_field_has_its_row():
+    """Which lock guards it, or why none: whoever adds a field says so on the page."""
+    text = PAGE.read_text("utf-8")
+    rows = [
+        line.split("|")[1] for line in text[text.index("| fields | guard |") :].splitlines() if line.startswith("|")
+    ]
+    with Engine(workers=1) as e:
+        fields = {"Engine": list(vars(e))}
+    fields |= {kind.__name__: slots(kind) for kind in (Operation, Variable, Lane, Held, Buffer, Chunk, Saved, Array)}
+    for kind, names in fields.items():
+        cells = " ".join(row for row in rows if f"`{kind}" in row)
+        missing = [name for name in names if name not in re.findall(r"\w+", cells)]
+        assert not missing, f"{kind}: {missing} are not in the table of fields of {PAGE.name}"
 
 
 def test_a_guard_that_is_noticed():
