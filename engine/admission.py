@@ -18,10 +18,9 @@ from time import monotonic
 from typing import Any
 
 from .atomic import Step, call, commit, index, locked, setitem, unlocked
-from .claims import here_and_now
 from .errors import ArgumentError, EngineClosed
 from .operation import DONE, NEW, OK, RUNNING, Fate, Kind, Operation, Root, user_context, worst
-from .outcome import Full, Park, all_done, fails_again, own_error, park, strongest, var_steps
+from .outcome import RAISE, Full, Park, all_done, fails_again, own_error, park, strongest, var_steps
 from .ready import Lane
 from .site import here
 from .tracker import Plan, Tracker
@@ -256,7 +255,10 @@ class Admission(Tracker):
         try:
             kernel = context.run(op.fn)  # type: ignore[arg-type]
         except BaseException as e:
-            return self._prepare_failed(op, planned, t, context, e)
+            ended = self._prepare_failed(op, planned, t, context, e)
+            if ended is RAISE:
+                raise
+            return ended  # type: ignore[no-any-return]
         started = 0.0 if self._instrument is None else monotonic()
         check = (index, self._guard_p, t)
         whole = (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)
@@ -267,9 +269,12 @@ class Admission(Tracker):
         except BaseException as e:
             self._inlining = None  # no checkpoint between the kernel and this store
             try:
-                return self._inline_ended(op, planned, t, e)
+                ended = self._inline_ended(op, planned, t, e)
             finally:
                 self.writing -= 1
+            if ended is RAISE:
+                raise
+            return ended  # type: ignore[no-any-return]
         self._inlining = None
         self.writing -= 1
         op.fn = op.operands = None
@@ -281,49 +286,46 @@ class Admission(Tracker):
             self._instrument.ran_inline(op, started)
         return True
 
-    def _prepare_failed(
-        self, op: Operation, planned: Plan, t: object, context: Context, e: BaseException
-    ) -> bool | None:
-        """`prepare` raised inside a push.  Nothing has happened yet."""
+    def _prepare_failed(self, op: Operation, planned: Plan, t: object, context: Context, e: BaseException) -> Any:
+        """`prepare` raised inside a push.  Nothing has happened yet.  Gives what `_inline` does, or `RAISE`."""
         if isinstance(e, MemoryError):
             return None
         if not isinstance(e, Exception) or not fails_again(op, context):
-            raise e  # it came from outside (a signal handler): the operation is not admitted
+            return RAISE  # it came from outside (a signal handler): the operation is not admitted
         return self._fail_inline(op, planned, t, e)
 
-    def _inline_ended(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool | None:
+    def _inline_ended(self, op: Operation, planned: Plan, t: object, e: BaseException) -> Any:
         try:
             return self._inline_failed(op, planned, t, e)
         except BaseException:
             if op.state is RUNNING:  # promoted, and now without a runner; `_runner_gone` ends it by its mark
-                assert op.claim is not None
+                assert op.claim is not None, "a claim and RUNNING come in one commit"
                 op.claim[1].release()
                 self._runner_gone(op)
             raise
 
-    def _inline_failed(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool | None:
-        """The C call of an inline kernel raised; `mark` tells where."""
+    def _inline_failed(self, op: Operation, planned: Plan, t: object, e: BaseException) -> Any:
+        """The C call of an inline kernel raised; `mark` tells where.  Gives what `_inline` does, or `RAISE`."""
         if op.state is RUNNING:  # promoted by a finalizer inside the kernel: finish it as what it now is
             claim = op.claim
-            assert claim is not None
+            assert claim is not None, "a claim and RUNNING come in one commit"
             fate = OK if op.mark == 2 else Fate(Root(op, own_error(e)))
             self._finish(op, claim, claim[0], fate)
         elif op.mark == 0:
             if isinstance(e, ValueError) and self._guard_p[0] is not t:
                 return False
-            raise e
+            return RAISE
         elif op.mark == 2:
+            op.fn = op.operands = None
             op.fate = OK  # everything is committed; the exception came from outside, after it
             op.state = DONE
-            raise e
+            return RAISE
         elif isinstance(e, MemoryError) and not planned[3]:
             op.mark = 0  # nothing was changed in place: queue it, where it may wait for memory
             return None
         elif not self._fail_inline(op, planned, t, own_error(e)):
             return False
-        if not isinstance(e, Exception):
-            raise e
-        return True
+        return True if isinstance(e, Exception) else RAISE
 
     def _fail_inline(self, op: Operation, planned: Plan, t: object, e: BaseException) -> bool:
         """The kernel's own error: admit the operation as DONE and poisoned.  False: plan again."""
@@ -331,17 +333,18 @@ class Admission(Tracker):
         op.site = op.site or here(5)
         fate = Fate(Root(op, e))
         if op.state is RUNNING:  # promoted by code that ran inside this very function
-            assert op.claim is not None
+            assert op.claim is not None, "a claim and RUNNING come in one commit"
             return self._finish(op, op.claim, op.claim[0], fate)
         _, _, writes, updates, steps, keep, _ = planned
         out: list[Step] = [(setattr, self, "_seq", op.seq + 1), *steps]
         var_steps(out, keep, writes, op)
         var_steps(out, keep, updates, op)
         out += self._unseen_step(fate.root)
+        keep += (op.fn, op.operands)
+        out += ((setattr, op, "fn", None), (setattr, op, "operands", None))
         out += ((setattr, op, "fate", fate), (setattr, op, "state", DONE))
         if not commit(self._guard_p, t, out):
             return False  # somebody pushed in between: run it again, after that
-        op.fn = op.operands = None
         if self._instrument is not None:
             self._instrument.ran_inline(op, monotonic())
         return True
@@ -412,8 +415,8 @@ class Admission(Tracker):
         return self._lane
 
     def _refuse(self) -> None:
-        if self._parking and not here_and_now.stack and threading.current_thread() is not threading.main_thread():
-            raise Park  # but not inside an operation: exit waits for that to end
+        if self._parking and threading.current_thread() is not threading.main_thread():
+            raise Park
         raise EngineClosed("push to a stopped engine; engine.start() starts it again")
 
     def _runner_gone(self, op: Operation) -> None:

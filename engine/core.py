@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import Token
+from operator import attrgetter
 from queue import SimpleQueue
 from time import monotonic
 from types import TracebackType
@@ -353,12 +354,15 @@ class Engine(Contract):
                 park()  # the process ends by Ctrl-C, which cancelled it: to a daemon thread that is no error
 
     def _log_unseen(self) -> None:
-        roots, more = self._take_unseen()
-        if not self._quiet:
-            # Who cancelled knows it; and that exit ends an endless chain is no error of the program.
-            own = (Cancelled, EngineClosed) if self._parking else Cancelled
-            errors = [r for r in roots if not r.seen and not isinstance(r.exc, own)]
-            lifecycle.log_unseen([fresh_error(r, 0, None) for r in errors], more)
+        logged = False
+        while not logged:
+            roots, more = self._look_unseen()
+            if not self._quiet:
+                # Who cancelled knows it; and that exit ends an endless chain is no error of the program.
+                own = (Cancelled, EngineClosed) if self._parking else Cancelled
+                errors = [r for r in sorted(roots, key=attrgetter("seq")) if not r.seen and not isinstance(r.exc, own)]
+                lifecycle.log_unseen([fresh_error(r, 0, None) for r in errors], more)
+            logged = locked(self._T, self._take_unseen, roots, (), more, [])  # last: an interrupt loses none
 
     def cancel_pending(self) -> int:
         """Ask that nothing that has not started be started; returns how many operations were asked.

@@ -285,12 +285,12 @@ class Operation:
     def _fresh_error(self, waiter: Site | None) -> OperatorError:
         """The stored error as a new exception with notes; marks the root as seen."""
         fate = self.fate
-        assert fate is not None and fate.root is not None
+        assert fate is not None and fate.root is not None, "asked of a DONE operation that is not well"
         return fresh_error(fate.root, fate.distance, waiter)
 
 
-def fresh_error(root: Root, distance: int, waiter: Site | None) -> OperatorError:
-    """A new exception for `root`, with the notes that tell the user where to look; the root counts as seen."""
+def fresh_error(root: Root, distance: int, waiter: Site | None, *, seen: bool = True) -> OperatorError:
+    """A new exception for `root`, with the notes that tell the user where to look; the root counts as seen, or not."""
     error = rebuild(root.exc)
     error.add_note(f"operator: {root.name or 'unnamed'}")
     if root.operands:
@@ -300,7 +300,7 @@ def fresh_error(root: Root, distance: int, waiter: Site | None) -> OperatorError
         error.add_note(f"waited for at {describe(waiter)}")
     if distance:
         error.add_note(f"distance: {distance} operation{'s' if distance > 1 else ''} after the one that failed")
-    root.seen = True
+    root.seen = root.seen or seen
     return error
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from _thread import allocate_lock
 from collections.abc import Sequence
 from contextvars import Context
-from typing import Any
+from typing import Any, Final
 
 from .atomic import Step
 from .errors import Cancelled
 from .operation import DONE, Operation
 from .tracker import Access
+
+# "Raise what you have caught."  Whoever decides on an exception does not raise it: its traceback would then hold his
+# frame, and his frame the exception, so that what it had planned would live until the garbage collector comes by.
+RAISE: Final = object()
 
 
 class Full(BaseException):

@@ -16,7 +16,8 @@ from .atomic import Step, commit, locked, setitem, unlocked
 from .claims import Job, here_and_now
 from .errors import Cancelled, DeadlockError
 from .lifecycle import living
-from .operation import OK, READY, RUNNING, Fate, Kind, Operation, Root
+from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root
+from .tracker import retire
 
 ASYNC = Kind.ASYNC
 
@@ -36,18 +37,37 @@ class Repair(Admission):
             return unlocked(self._P, f, *args)
         return f(*args)
 
+    def _gone(self, mine: list[Job | None]) -> None:
+        """Best effort: what a third interrupt leaves is repaired by the next who looks."""
+        try:
+            self._abandoned(mine)
+        except BaseException:
+            self._abandoned(mine)
+            raise
+
+    def _runner_gone(self, op: Operation) -> None:
+        locked(self._T, self._repair, op)
+
     def _promote_all(self) -> None:
         """P held.  Admit the kernels that run inside pushes of this thread, in whatever engine."""
         for e in living():
             if e._inlining is not None:
                 e._promote()
 
-    # ------------------------------------------------------------------------------------------------ T is held below
+    def _abandoned(self, mine: list[Job | None]) -> None:
+        """An exception leaves a runner: [what it had claimed, what it had before and perhaps not retired].
 
-    def _abandoned(self, job: Job | None, busy: Any) -> None:
+        May itself be cut, and then be repeated.
+        """
+        job, old = mine
+        if old is not None and old[0].state is DONE:
+            retire(old[0])
+        mine[1] = None
         if job is not None and job[0].state is RUNNING and job[0].claim is job[1]:
             locked(self._T, self._repair, job[0])
+        mine[0] = None
 
+    # ------------------------------------------------------------------------------------------------ T is held below
     def _orphan(self, op: Operation) -> bool:
         """RUNNING, and its runner is gone, or is a suspended frame of this very thread outside any function of it."""
         claim = op.claim

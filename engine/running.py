@@ -25,14 +25,14 @@ from typing import Any
 from .atomic import Step, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
-from .outcome import fails_again
+from .outcome import RAISE, fails_again
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
-from .repair import Repair
+from .unseen import Unseen
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
 
 
-class Runner(Repair):
+class Runner(Unseen):
     """The tracker, and the threads' side of it."""
 
     def __init__(self) -> None:
@@ -92,47 +92,45 @@ class Runner(Repair):
         """A worker's life."""
         here_and_now.worker = self
         me = threading.current_thread()
+        mine: list[Job | None] = [None, None]
         try:
-            self._serve_on(lane)
+            self._serve_on(lane, mine)
         except BaseException:  # a second exception thrown into it, while it dealt with the first: another takes over
             start_new_thread(self._replace, (lane, me))
+            start_new_thread(self._abandoned, (mine,))
 
-    def _serve_on(self, lane: Lane) -> None:
+    def _serve_on(self, lane: Lane, mine: list[Job | None]) -> None:
         """`_serve`, again and again if something is thrown into it."""
         bell = lane.bell
         while not lane.stopping and lane.bell is bell:  # another one: a child forked by an operation of this worker
-            self._serve_safely(lane)
+            self._serve_safely(lane, mine)
         bell.put(None)  # the next sleeper stops too
 
-    def _serve_safely(self, lane: Lane) -> None:
+    def _serve_safely(self, lane: Lane, mine: list[Job | None]) -> None:
         try:
-            self._serve_once(lane, True)
+            self._abandoned(mine)  # what a second exception left
+            self._serve_once(lane, True, mine)
         except BaseException:
             return
 
-    def _serve_once(self, lane: Lane, sleep: bool) -> None:
+    def _serve_once(self, lane: Lane, sleep: bool, mine: list[Job | None]) -> None:
         """`_serve` with a busy lock; on the way out by an exception, whatever was claimed is repaired."""
         busy = allocate_lock()
-        mine: list[Job | None] = [None]
         stack = here_and_now.stack
         depth = len(stack)
         try:
             locked(busy, self._serve, lane, busy, mine, sleep)
         except BaseException:
             del stack[depth:]
-            # Best effort: what a second interrupt leaves is repaired by the next who looks.
-            self._abandoned(mine[0], busy)
+            self._gone(mine)
             raise
-
-    def _runner_gone(self, op: Operation) -> None:
-        locked(self._T, self._repair, op)
 
     def _serve(self, lane: Lane, busy: Any, mine: list[Job | None], sleep: bool) -> None:
         """Run what is ready; sleep on the bell or return when nothing is."""
         bell = lane.bell
         fate: Fate | None = None
         while True:
-            old = mine[0]
+            old = mine[1] = mine[0]
             if not locked(self._T, self._turn, lane, busy, mine, fate):
                 continue  # somebody planned in between
             fate = None
@@ -144,6 +142,7 @@ class Runner(Repair):
                     op.sources = 0
                     if self._instrument is not None:
                         self._instrument.finished(op)
+                mine[1] = None
                 del old, op
             job = mine[0]
             if job is None:
@@ -282,7 +281,7 @@ class Runner(Repair):
             held += map(lock.acquire, (False,))
             if held[0]:
                 self._turn_thread = me  # no checkpoint since the lock was taken, nor between the next two
-                self._serve_once(lane, False)
+                self._serve_once(lane, False, [None, None])
         finally:
             if held and held[0]:
                 self._turn_thread = 0
@@ -298,7 +297,7 @@ class Runner(Repair):
         stack = here_and_now.stack
         depth = len(stack)
         busy = allocate_lock()
-        mine: list[Job | None] = [None]
+        mine: list[Job | None] = [None, None]
         outer = here_and_now.busy
         try:
             here_and_now.busy = busy
@@ -306,7 +305,7 @@ class Runner(Repair):
         except BaseException:
             here_and_now.busy = outer
             del stack[depth:]
-            self._abandoned(mine[0], busy)
+            self._gone(mine)
             raise
         here_and_now.busy = outer
 
@@ -356,10 +355,12 @@ class Runner(Repair):
             del stack[depth:]
             if not self._worth_repeating(op, claim, token, e):
                 fate = self._own_fate(op, claim, token, e)
+                if fate is RAISE:
+                    raise
                 if fate is not None:
                     op.fate = fate
                     op.fn = None
-                return fate
+                return fate  # type: ignore[no-any-return]
             handed_out = None
         if handed_out is None:
             return self._execute(job) if self._make_room(job) else None
@@ -372,7 +373,8 @@ class Runner(Repair):
     def _call(self, op: Operation, claim: list[Any], token: object, stack: list[Operation]) -> bool:
         """The function itself.  True: a callback will complete it, or it is another runner's by now."""
         kind, fn = op.kind, op.fn
-        assert fn is not None
+        if fn is None:
+            return True  # a finalizer before this had it done
         if kind is USER:
             stack.append(op)  # from here on no finalizer on this thread takes it for an orphan
             if claim[0] is not token:
@@ -400,29 +402,30 @@ class Runner(Repair):
             return True
         return False
 
-    def _own_fate(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> Fate | None:
-        """The function raised `e`, or `e` came from outside."""
+    def _own_fate(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> Any:
+        """The function raised `e`, or `e` came from outside.  A fate, None (nothing to complete) or `RAISE`."""
         if claim[0] is not token or op.claim is not claim:
             return None  # revoked, or completed by its callback
         if op.mark == 2 or (op.kind is ASYNC and op.mark == 1):
-            raise e  # it had ended, or is handed out: `_abandoned` sees to it
+            return RAISE  # it had ended, or is handed out: `_abandoned` sees to it
         if here_and_now.worker is None:
             # A user's thread: interrupts and signal handlers' exceptions must reach the user.  (In the serial engine a
             # function runs here; what it raises cannot be told from what a handler throws into it, save Ctrl-C.)
             own = op.kind is not ATOMIC and op.mark == 1 and not isinstance(e, KeyboardInterrupt)
             if not own and not isinstance(e, Exception):
-                raise e
+                return RAISE
             if isinstance(e, MemoryError):
                 return Fate(Root(op, e))
             if op.mark == 0 and (op.kind is not ATOMIC or not fails_again(op, self.kernel_context.copy())):
-                raise e
+                return RAISE
         return Fate(Root(op, e))
 
     # ------------------------------------------------------------------------------------------------ push_async
     def _call_async(self, op: Operation, claim: list[Any], token: object, stack: list[Operation]) -> None:
         """Hand the operation out: from here on its callback is its runner, and only it or an exception ends it."""
-        fn = op.fn
-        assert fn is not None and op.context is not None
+        fn, context = op.fn, op.context
+        if fn is None or context is None:
+            return  # a finalizer before this had it done
         kept = allocate_lock()
         kept.acquire()  # never released: nobody may repair it
         complete = Completion(self, op, claim, token)
@@ -432,7 +435,7 @@ class Runner(Repair):
         claim[1] = kept
         op.mark = 1
         try:
-            run_in(op.context, fn, RunContext(None, self), complete)
+            run_in(context, fn, RunContext(None, self), complete)
         except BaseException as e:
             self._async_raised(op, claim, token, e)
             if here_and_now.worker is None and not isinstance(e, Exception):
@@ -444,6 +447,3 @@ class Runner(Repair):
         if not self._finish(op, claim, token, Fate(root)):
             # It had called on_complete first, so its data are well; the error must not vanish all the same.
             locked(self._T, self._add_unseen, root)
-
-    def _add_unseen(self, root: Root) -> None:
-        self._unseen.append(root)

@@ -203,6 +203,14 @@ class Tracker:
 
     def _finish(self, op: Operation, claim: list[Any], token: object, fate: Fate) -> bool:
         """RUNNING -> DONE, successors and wake-ups.  False, and nothing done, if the claim is no longer mine."""
+        try:
+            return self._finish_whole(op, claim, token, fate)
+        except BaseException:
+            if op.state is DONE:
+                retire(op)  # what it no longer needs is dropped, however long its handle lives
+            raise
+
+    def _finish_whole(self, op: Operation, claim: list[Any], token: object, fate: Fate) -> bool:
         while True:
             done = locked(self._T, self._finish_locked, op, claim, token, fate)
             if done is not None:

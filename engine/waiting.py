@@ -25,8 +25,8 @@ from typing import Any
 
 from .atomic import commit, locked
 from .claims import deep, here_and_now
-from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineErrors, EngineTimeout
-from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation, Root, fresh_error
+from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
+from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation
 from .running import Runner
 from .site import describe, here
 from .variable import Variable
@@ -135,13 +135,7 @@ class Waiting(Runner):
             if o.engine is self and o.state is not DONE:
                 raise DeadlockError(f"[{o.name or 'operation'}] waits for all operations, itself among them")
         self._wait_cut(None if timeout is None else monotonic() + timeout)
-        waiter = here(2)
-        roots, more = self._take_unseen()
-        errors = [fresh_error(root, 0, waiter) for root in roots if not root.seen]
-        if errors:
-            count = len(errors) + more
-            text = f"{count} operation{'s' if count > 1 else ''} failed"
-            raise EngineErrors(text + (f", {more} of them not kept" if more else ""), errors)
+        self._raise_unseen(here(2))
 
     waitall = wait_for_all
 
@@ -358,21 +352,6 @@ class Waiting(Runner):
         """Is anything pending that is not waiting for a callback of push_async?"""
         ops = self._pending()
         return any(o.state is READY or (o.state is RUNNING and not (o.kind is Kind.ASYNC and o.mark == 1)) for o in ops)
-
-    def _take_unseen(self) -> tuple[list[Root], int]:
-        while True:
-            taken = locked(self._T, self._take_unseen_locked)
-            if taken is not None:
-                taken[0].sort(key=lambda r: r.seq)
-                return taken
-
-    def _take_unseen_locked(self) -> tuple[list[Root], int] | None:
-        t = object()
-        self._guard_t[0] = t
-        roots: list[Root] = []
-        more = self._unseen_more
-        steps = [(list.extend, roots, self._unseen), (list.clear, self._unseen), (setattr, self, "_unseen_more", 0)]
-        return (roots, more) if commit(self._guard_t, t, steps) else None
 
     # ================================================================================================ explanations
     def explain(self, target: Operation) -> str:

@@ -334,11 +334,11 @@ def test_a_worker_that_is_killed_is_replaced(monkeypatch):
     """A second exception is thrown into it where it has dealt with the first."""
     serve, killed = Runner._serve_safely, []
 
-    def kill(self, lane):
+    def kill(self, lane, mine):
         if not killed:
             killed.append(threading.current_thread())
             raise Hard
-        serve(self, lane)
+        serve(self, lane, mine)
 
     monkeypatch.setattr(Runner, "_serve_safely", kill)
     with Engine("ThreadedEnginePooled", workers=1) as e:
