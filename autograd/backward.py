@@ -5,15 +5,20 @@ The walk (walk.py) pushes the gradient operations; here arguments are checked, r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
-from ..ndarray.buffer import Admission, share
+from ..ndarray.buffer import Admission, Buffer, Chunk, share
+from ..ndarray.device import RawArray
 from ..ndarray.line import Scope, scope, within
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
+from ..operators.tiny import PAGE
 from .tape import Leaf, Recorder, entry_of
 from .walk import ZERO, GraphError, Walk, reshaped
 
@@ -35,7 +40,9 @@ def _head_grads(heads: Sequence[Array], head_grads: Any) -> list[Any]:
         raise ArgumentError(f"[backward] {len(heads)} heads, but {len(given)} head gradients")
     made = []
     for head, g in zip(heads, given, strict=True):
-        if g is None:
+        if g is None and math.prod(head._shape) < PAGE:
+            made.append(Array._young(head._place, np.ones(head._shape, head._dtype)))
+        elif g is None:
             made.append(numpy_face.ones(shape=head._shape, dtype=head._dtype, ctx=head.context))
         elif isinstance(g, Array) and g._meta == head._meta:
             made.append(_snapshot(g))
@@ -114,15 +121,16 @@ def _backward(heads: list[Array], head_grads: Any, retain_graph: bool) -> list[A
         raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
     walk.run(_head_grads(heads, head_grads), lambda node: isinstance(node, Leaf))
     written = []
+    given: set[int] = set()  # raw arrays that are some gradient's memory now
     for leaf in leaves:
         arrived = walk.cotangents.get(leaf)
         if arrived is not None and arrived[0] is not None and leaf.gradient is not None:
-            _store(leaf.gradient, arrived[0], leaf.request)
+            _store(leaf.gradient, arrived[0], leaf.request, given)
             written.append(leaf.gradient)
     return written
 
 
-def _store(target: Array, gradient: Any, request: str) -> None:
+def _store(target: Array, gradient: Any, request: str, given: set[int]) -> None:
     """Write or add a gradient to a marked array's; a whole one is handed over, not copied."""
     if gradient is ZERO:
         if request != "add":
@@ -132,7 +140,13 @@ def _store(target: Array, gradient: Any, request: str) -> None:
     if request == "add":
         numpy_face.add(target, gradient, out=target)
         return
-    old, new = target._chunk, gradient._chunk
+    old, raw = target._chunk, gradient._raw
+    alike = target._strides is None and target._covers_chunk() and target._meta == gradient._meta
+    if alike and raw is not None and raw.base is None and target._place is gradient._place:
+        _hand_over(old, raw if id(raw) not in given else raw.copy())
+        given.add(id(raw))
+        return
+    new = gradient._chunk
     fits = target._covers_chunk() and gradient._covers_chunk() and target._strides is gradient._strides is None
     if not fits or old.buffer.device is not new.buffer.device or target._meta != gradient._meta:
         numpy_face.assign(gradient, out=target)
@@ -144,6 +158,21 @@ def _store(target: Array, gradient: Any, request: str) -> None:
         return None, (), (), (), steps + share(new.buffer, [old, new], keep), keep, False
 
     new.buffer.engine.admit(plan)
+
+
+def _hand_over(chunk: Chunk, raw: RawArray) -> None:
+    """`raw`, which nobody else will use, as a chunk's next version."""
+    engine = chunk.place.engine
+
+    def plan() -> Admission:
+        old = chunk.buffer
+        buffer = Buffer(
+            engine, old.shape, old.dtype, old.device, raw if raw.shape == old.shape else raw.reshape(old.shape)
+        )
+        steps: list[Any] = [(setattr, chunk, "buffer", buffer), (setattr, chunk, "version", chunk.version + 1)]
+        return None, (), (), (), steps, [old], False
+
+    engine.admit(plan)
 
 
 def gradients_of(

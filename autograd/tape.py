@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -35,15 +35,29 @@ def number() -> int:
     return next(_numbers)
 
 
+class Retention(NamedTuple):
+    """What the texts of the connected inputs name, and so what a node keeps: (position, key) of inputs and outputs."""
+
+    names: frozenset[str]
+    inputs: tuple[tuple[int, Any], ...]
+    outputs: tuple[tuple[int, str], ...]
+
+
 @cache
-def _named(op: Operator, connected: tuple[bool, ...]) -> frozenset[str]:
-    """What the texts of the connected inputs name: the retention policy."""
+def _retention(op: Operator, connected: tuple[bool, ...]) -> Retention:
     names: set[str] = set()
     for i, is_connected in enumerate(connected):
         text = op.gradient_of(i) if is_connected else None
         if isinstance(text, Text):
             names |= set(text.names)
-    return frozenset(names)
+    inputs = [(i, key_of(op, i)) for i in range(len(connected)) if op.input_name(i) in names]
+    outputs = [(i, name) for i, name in enumerate((*op.outputs, *op.saves)) if name in names]
+    return Retention(frozenset(names), tuple(inputs), tuple(outputs))
+
+
+def key_of(op: Operator, index: int) -> Any:
+    """Under which key the input at this position is saved."""
+    return op.inputs[index] if index < len(op.inputs) else (op.variadic, index)
 
 
 class Node:
@@ -64,6 +78,7 @@ class Node:
         "names",
         "number",
         "op",
+        "retention",
         "saved",
         "site",
     )
@@ -77,7 +92,8 @@ class Node:
         made: tuple[Meta | None, ...],
     ) -> None:
         self.op, self.attributes, self.edges, self.metas, self.made = op, attributes, edges, metas, made
-        self.names = _named(op, tuple(edge is not None for edge in edges))
+        self.retention = _retention(op, tuple([edge is not None for edge in edges]))
+        self.names = self.retention.names
         self.saved: dict[Any, Any] = {}
         self.number = number()
         self.site = here()
@@ -85,8 +101,7 @@ class Node:
 
     def key(self, index: int) -> Any:
         """Under which key the input at this position is saved."""
-        op = self.op
-        return op.inputs[index] if index < len(op.inputs) else (op.variadic, index)
+        return key_of(self.op, index)
 
     def keeps(self, index: int) -> bool:
         """Whether a gradient needs the input at this position."""
@@ -122,9 +137,13 @@ ASSIGN = registry["strided_assign"]
 
 def entry_of(array: Array) -> Any:
     """What the tape knows of the array's value; a view's is derived from that of its line, and cached."""
-    line = array._tape_line
+    line = array._line
     if line is None:
-        return None
+        if array._raw is not None:
+            return None
+        line = array._chunk.line
+        if line is None:
+            return None
     entry = line.entry
     if entry is None or array._is_root(line):
         return entry
@@ -192,17 +211,20 @@ class Recorder:
         ArgumentError
             For a write that autograd refuses; nothing has happened then.
         """
-        edges = tuple(
-            entry_of(x) if isinstance(x, Array) and op.gradient_of(i) is not None else None
-            for i, x in enumerate(inputs)
-        )
+        connected = False
+        found: list[Entry | None] = []
+        for i, x in enumerate(inputs):
+            entry = entry_of(x) if isinstance(x, Array) and op.gradient_of(i) is not None else None
+            connected = connected or entry is not None
+            found.append(entry)
         if targets or op.updates:
-            self._check(op, inputs, targets, any(edges))
-        if not any(edges):
+            self._check(op, inputs, targets, connected)
+        if not connected:
             return None
+        edges = tuple(found)
         if previous is not None and all(a is b for a, b in zip(previous.edges, edges, strict=True)):
             return previous
-        metas = tuple(x._meta if isinstance(x, Array) else None for x in inputs)
+        metas = tuple([x._meta if isinstance(x, Array) else None for x in inputs])
         return Node(op, attributes, edges, metas, made)
 
     def _check(self, op: Operator, inputs: Sequence[Any], targets: Sequence[Array], tracked: bool) -> None:

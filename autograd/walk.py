@@ -11,7 +11,8 @@ keeps the buffers, and a later update of a weight is an ordinary write after rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Kept, Saved
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
-from ..operators.schema import Text, zero
+from ..operators.schema import Operator, Text, zero
 from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
 from ..operators.tiny import NOW, Looks
 from .tape import Node, entry_of
@@ -121,24 +122,23 @@ class Walk:
                     self._deliver(node, i, gradient)
             return
         op = node.op
-        flat = [i for i in indices if not isinstance(op.gradient_of(i), Text)]
+        flat, texts, passing = _sorted(op, tuple(indices))
         for i in flat:
             self._deliver(node, i, ZERO)
-        indices = [i for i in indices if i not in flat]
-        if all(a is None or a is ZERO for a in arrived) and not op.defined:
-            for i in indices:
+        if not op.defined and all(a is None or a is ZERO for a in arrived):
+            for i in texts:
                 self._deliver(node, i, ZERO)
             return
+        if not texts:
+            return
         cotangents = self._named(node, arrived)
-        pushed = []
-        for i in indices:
-            passed = self._passed(node, i, cotangents)
-            if passed is None:
-                pushed.append(i)
-            else:
-                self._deliver(node, i, passed)
-        if pushed:
-            (self._record if self.create else self._push)(node, pushed, cotangents)
+        for i in passing:
+            g = cotangents["g"]
+            if g._meta == node.metas[i]:  # the gradient is the cotangent itself: nothing has to be pushed
+                texts = tuple([j for j in texts if j != i])
+                self._deliver(node, i, g)
+        if texts:
+            (self._record if self.create else self._push)(node, texts, cotangents)
 
     def _deliver(self, node: Node, index: int, gradient: Any) -> None:
         edge = self.edges[node][index]
@@ -166,29 +166,7 @@ class Walk:
             if f"g_{name}" in node.names
         }
 
-    def _passed(self, node: Node, index: int, cotangents: dict[str, Any]) -> Any:
-        """The cotangent itself, where the text says so and its shape and dtype fit: nothing has to be pushed."""
-        text, meta = node.op.gradient_of(index), node.metas[index]
-        if not isinstance(text, Text) or not text.passes or meta is None:
-            return None
-        g = cotangents["g"]
-        return g if g._meta == meta else None
-
     # ---- two runners of the texts ------------------------------------------------------------------------------------
-
-    def _parts(self, node: Node, indices: Sequence[int]) -> list[tuple[Text, list[int | None]]]:
-        """Texts to run, each with the inputs its results belong to."""
-        op = node.op
-        joint = [i for i in indices if op.input_name(i) in op.joint_inputs]
-        parts: list[tuple[Text, list[int | None]]] = []
-        if joint and op.joint is not None:
-            by_name = {op.input_name(i): i for i in joint}
-            parts.append((op.joint, [by_name.get(name) for name in op.joint_inputs]))
-        for i in indices:
-            text = op.gradient_of(i)
-            if i not in joint and isinstance(text, Text):
-                parts.append((text, [i]))
-        return parts
 
     def _metadata(self, node: Node, indices: Sequence[int], part: Sequence[int | None]) -> dict[str, Any]:
         op = node.op
@@ -212,7 +190,7 @@ class Walk:
             if name in node.names:
                 inputs = {n: values.get(n) for n in op.inputs}
                 values[name] = text.function(numpy_face, **arguments(text, inputs, node.attributes))
-        for text, part in self._parts(node, indices):
+        for text, part in (part for group in _groups(op, tuple(indices)) for part in group.parts):
             known = {**values, **self._metadata(node, indices, part)}
             result = text.function(numpy_face, **arguments(text, known, node.attributes))
             for i, gradient in zip(part, result if isinstance(result, tuple) else (result,), strict=True):
@@ -222,14 +200,12 @@ class Walk:
 
     def _push(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
         """The texts on raw memory: one engine operation, or one for each text of a costly operator."""
-        parts = self._parts(node, indices)
-        groups = [[part] for part in parts] if node.op.costly else [parts]
-        for group in groups:
+        for group in _groups(node.op, tuple(indices)):
             outs: dict[int, Array] = {}
             if self._at_once(node, group, cotangents, indices):
                 continue
             g = next(iter(cotangents.values()))
-            for _, part in group:
+            for _, part in group.parts:
                 for i in part:
                     if i is not None:
                         meta: Any = node.metas[i]
@@ -241,7 +217,7 @@ class Walk:
     def _at_once(
         self,
         node: Node,
-        group: Sequence[tuple[Text, Sequence[int | None]]],
+        group: Group,
         cotangents: dict[str, Any],
         indices: Sequence[int],
     ) -> bool:
@@ -250,11 +226,11 @@ class Walk:
         place = next(iter(cotangents.values()))._place
         if not place.engine.calm() or 4 * op.work(node.metas, node.made, node.attributes) > NOW:
             return False
-        named = {name for text, _ in group for name in text.names}
-        looks = Looks()
-        values = {
-            name: looks.at(kept) for name, kept in (*cotangents.items(), *self.saved[node].items()) if name in named
-        }
+        named, looks, values = group.named, Looks(), {}
+        for known in (cotangents, self.saved[node]):
+            for name, kept in known.items():
+                if name in named:
+                    values[name] = looks.at(kept)
         if op.variadic in named:
             values[op.variadic] = [looks.at(self.saved[node][op.variadic, i]) for i in _variadic(node)]
         if not looks.ready:
@@ -262,10 +238,10 @@ class Walk:
         parts = [
             (
                 text,
-                self._metadata(node, indices, part),
+                self._metadata(node, indices, part) if group.metadata else {},
                 [None if i is None else (op.input_name(i), node.metas[i], i) for i in part],
             )
-            for text, part in group
+            for text, part in group.parts
         ]
         found = looks.run(place, GradientLaunch(op, values, node.attributes, parts).compute)  # type: ignore[arg-type]
         if found is None:
@@ -278,20 +254,20 @@ class Walk:
     def _admit(
         self,
         node: Node,
-        group: Sequence[tuple[Text, Sequence[int | None]]],
+        group: Group,
         outs: dict[int, Array],
         cotangents: dict[str, Any],
         indices: Sequence[int],
     ) -> None:
         op = node.op
-        named = {name for text, _ in group for name in text.names}
+        named = group.named
         parts = [
             (
                 text,
-                self._metadata(node, indices, part),
+                self._metadata(node, indices, part) if group.metadata else {},
                 [None if i is None else (op.input_name(i), node.metas[i], outs[i]._chunk.buffer) for i in part],
             )
-            for text, part in group
+            for text, part in group.parts
         ]
         saved = self.saved[node]
         values: dict[str, Any] = {}
@@ -324,6 +300,42 @@ class Walk:
 
         first = next(iter(outs.values()))
         first._place.engine.admit(plan)
+
+
+class Group(NamedTuple):
+    """Texts that one operation runs, each with the inputs its results belong to; what they name; whether that is
+    metadata too."""
+
+    parts: tuple[tuple[Text, tuple[int | None, ...]], ...]
+    named: frozenset[str]
+    metadata: bool
+
+
+@cache
+def _sorted(op: Operator, indices: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Of these inputs: those whose gradient is zero, those with a text, and of these those whose text is ``g``."""
+    texts = tuple(i for i in indices if isinstance(op.gradient_of(i), Text))
+    passing = tuple(i for i in texts if op.gradient_of(i).passes)  # type: ignore[union-attr]
+    return tuple(i for i in indices if i not in texts), texts, passing
+
+
+@cache
+def _groups(op: Operator, indices: tuple[int, ...]) -> tuple[Group, ...]:
+    joint = [i for i in indices if op.input_name(i) in op.joint_inputs]
+    parts: list[tuple[Text, tuple[int | None, ...]]] = []
+    if joint and op.joint is not None:
+        by_name = {op.input_name(i): i for i in joint}
+        parts.append((op.joint, tuple(by_name.get(name) for name in op.joint_inputs)))
+    for i in indices:
+        text = op.gradient_of(i)
+        if i not in joint and isinstance(text, Text):
+            parts.append((text, (i,)))
+    found = []
+    for group in [[part] for part in parts] if op.costly else [parts]:
+        named = frozenset(name for text, _ in group for name in text.names)
+        own = {*op.inputs, *op.outputs, *op.saves, *op.attributes, "g", *(f"g_{name}" for name in op.outputs)}
+        found.append(Group(tuple(group), named, bool(named - own)))
+    return tuple(found)
 
 
 class FunctionNode(Node):

@@ -117,7 +117,7 @@ class Face:
                 plain.append(dtype)
                 same += [dtype] * (result == dtype)
         make = single if len(op.inputs) == 1 else pair
-        rule = Ufunc(op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, int(INLINE // op.cost))  # type: ignore[operator]
+        rule = Ufunc(op, op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, int(INLINE // op.cost))  # type: ignore[operator]
         quick = make(rule)
 
         def one(x: Any = MISSING, *more: Any, **named: Any) -> Any:
@@ -272,10 +272,11 @@ class NDFace(Face):
         """Check the operands' kinds and dtypes; scalars and host arrays take the first array's.  Gives that dtype."""
         dtype: DType | None = None
         plain = True
+        indexed = op.indexed
         for i, x in enumerate(inputs):
             if not isinstance(x, Array):
                 plain = plain and x is None
-            elif dtype is None and op.input_name(i) not in op.indices:
+            elif dtype is None and i not in indexed:
                 dtype = x._dtype
         if not plain:
             if dtype is None:
@@ -295,7 +296,7 @@ class NDFace(Face):
                     raise _refuse(op, name, x)
         if not rule.mixed:
             for i, x in enumerate(inputs):
-                if isinstance(x, Array) and x._dtype != dtype and op.input_name(i) not in op.indices:
+                if isinstance(x, Array) and x._dtype is not dtype and x._dtype != dtype and i not in indexed:
                     raise ArgumentTypeError(
                         f"[{op.name}] {operands(op, inputs)}: dtypes differ; convert one with .astype"
                     )

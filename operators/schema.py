@@ -149,6 +149,7 @@ class Operator:
         self.widen = widen and (ufunc is None or not any(loop.startswith("e") for loop in ufunc.types))
         self._read_signature()
         self.gradients = {}
+        self._texts: tuple[Text | _Zero | None, ...] | None = None
         self.joint: Text | None = None
         self.joint_inputs: tuple[str, ...] = ()
         self.definitions = {n: Text(d) for n, d in self.saves.items() if not isinstance(d, _Constant)}
@@ -168,6 +169,8 @@ class Operator:
         for name in (*self.updates, *self.indices):
             if name not in self.inputs:
                 raise InternalError(f"operator {self.name}: {name} is not an input")
+        #: positions of the inputs in `indices`
+        self.indexed = frozenset(i for i, name in enumerate(self.inputs) if name in self.indices)
         missing = filled - {p.name for p in parameters}
         if missing and self.ufunc is None:
             raise InternalError(f"operator {self.name}: the kernel does not fill {sorted(missing)}")
@@ -188,6 +191,7 @@ class Operator:
         Inputs without a gradient are not connected.  A joint text returns a tuple in the order of its inputs and may
         leave out (None) what ``needs``, a set of names, does not contain.
         """
+        self._texts = None
         for name, text in texts.items():
             if name not in self.inputs and name != self.variadic:
                 raise InternalError(f"operator {self.name}: {name} is not an input")
@@ -220,10 +224,13 @@ class Operator:
 
     def gradient_of(self, index: int) -> Text | _Zero | None:
         """The text for the input at this position; None if it is not connected."""
-        name = self.input_name(index)
-        if name in self.joint_inputs:
-            return self.joint
-        return self.gradients.get(name)
+        texts = self._texts
+        if texts is None:
+            names = (*self.inputs, self.variadic or "")
+            texts = self._texts = tuple(
+                self.joint if name in self.joint_inputs else self.gradients.get(name) for name in names
+            )
+        return texts[index] if index < len(texts) else texts[-1]
 
     def input_name(self, index: int) -> str:
         """The declared name of the input at this position."""

@@ -81,8 +81,6 @@ class Looks:
 
     def at(self, value: Any) -> Any:
         """The raw array of an array or of a value that the tape keeps; a constant as it is."""
-        if isinstance(value, Kept):
-            return value.raw
         if isinstance(value, Array):
             seen = settled(value)
             if seen is None:
@@ -90,6 +88,8 @@ class Looks:
                 return None
             self._seen.append(seen)
             return seen[0]
+        if isinstance(value, Kept):
+            return value.raw
         if isinstance(value, Saved):
             buffer, offset = value.buffer, value.offset
             writer = buffer.variable.writer
@@ -111,9 +111,15 @@ class Looks:
             if fails(place.engine.kernel_context, function):
                 return None
             raise
-        if place.engine.writing or not all(map(unchanged, self._seen)):
+        if place.engine.writing:
             return None
-        return found if all(saved.buffer is buffer for saved, buffer in self._holds) else None
+        for seen in self._seen:
+            if not unchanged(seen):
+                return None
+        for saved, buffer in self._holds:
+            if saved.buffer is not buffer:
+                return None
+        return found
 
 
 def fails(context: Any, function: Callable[..., Any], *arguments: Any) -> bool:
@@ -182,7 +188,7 @@ def at_once(
     node = None
     if recorder is not None:
         node = recorder.node(None, op, inputs, attributes, made, ())
-        if node is not None and any(a.size >= COPIED for i, a in enumerate(arrays) if node.keeps(i)):
+        if node is not None and any(arrays[i].size >= COPIED for i, _ in node.retention.inputs):
             return None
 
     def kernel() -> list[Any]:
@@ -193,7 +199,7 @@ def at_once(
     filled = looks.run(place, kernel)
     if filled is None:
         return None
-    if node is not None and not _save(node, op, inputs, arrays, filled, place):
+    if node is not None and not save(node, inputs, arrays, filled, place):
         return None
     results = []
     for i, output in enumerate(filled[: len(op.outputs)]):
@@ -207,19 +213,21 @@ def at_once(
     return tuple(results)
 
 
-def _save(
-    node: Any, op: Operator, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place
-) -> bool:
-    """Copies of what the gradient texts name: of small values, that costs less than to protect them.  False: too large."""
+def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place) -> bool:
+    """Copies of what the gradient texts name: of small values, that costs less than to protect them.
+
+    False: there is a larger one.
+    """
     saved = node.saved
-    for i, (x, raw) in enumerate(zip(inputs, arrays, strict=True)):
-        if node.keeps(i):
-            saved[node.key(i)] = Kept(raw.copy(), node.edges[i], place) if isinstance(x, Array) else x
-    for i, name in enumerate((*op.outputs, *op.saves)):
-        if name in node.names and filled[i] is not None:
-            if filled[i].size >= COPIED:
+    for i, key in node.retention.inputs:
+        x = inputs[i]
+        saved[key] = Kept(arrays[i].copy(), node.edges[i], place) if isinstance(x, Array) else x
+    for i, name in node.retention.outputs:
+        raw = filled[i]
+        if raw is not None:
+            if raw.size >= COPIED:
                 return False
-            saved[name] = Kept(filled[i].copy(), i, place)
+            saved[name] = Kept(raw.copy(), i, place)
     return True
 
 
@@ -231,6 +239,7 @@ class Ufunc(NamedTuple):
     gives.   `most`: elements that may be computed at once.
     """
 
+    op: Any
     ufunc: np.ufunc
     cls: type[Array]
     general: Callable[..., Any]
@@ -242,7 +251,7 @@ class Ufunc(NamedTuple):
 
 def pair(rule: Ufunc) -> Any:
     """A ufunc of two operands as a function (x, y), for Python's operators too."""
-    ufunc, cls, general, dtypes, same, stored, most = rule
+    op, ufunc, cls, general, dtypes, same, stored, most = rule
     get, few = scope.get, min(most, PAGE - 1)
 
     def function(x: Any, y: Any) -> Any:
@@ -272,12 +281,13 @@ def pair(rule: Ufunc) -> Any:
             return mixed(x, y)
         if (
             dtype in dtypes
-            and get().recorder is None
             and engine.inline
             and not engine.writing
             and engine._instrument is None
             and not engine._closed
         ):
+            if get().recorder is not None:
+                return mixed(x, y)
             try:
                 raw = engine.kernel_context.copy().run(ufunc, a, b)
             except Exception:
@@ -298,7 +308,8 @@ def pair(rule: Ufunc) -> Any:
         """An operand has a chunk already, or they are larger."""
         first = settled(x) if type(x) is cls else (x, None, None, 0)
         second = settled(y) if type(y) is cls else (y, None, None, 0)
-        if first is None or second is None or get().recorder is not None:
+        recorder = get().recorder
+        if first is None or second is None:
             return general(x, y)
         a, b = first[0], second[0]
         array, raw = (x, a) if type(x) is cls else (y, b)
@@ -307,15 +318,25 @@ def pair(rule: Ufunc) -> Any:
             usual = number(b if raw is a else a, dtype)
         else:
             usual = a.dtype is b.dtype and a.shape == b.shape and y._place is place
-        if not usual or raw.size > most or dtype not in (dtypes if raw.size < PAGE else same):
+        if not usual or raw.size > most or dtype not in (dtypes if raw.size < PAGE and recorder is None else same):
             return general(x, y)
         if not place.engine.calm():
             return general(x, y)
+        node = None
+        if recorder is not None:
+            operands = x if type(x) is cls else dtype.type(x), y if type(y) is cls else dtype.type(y)
+            node = recorder.node(None, op, operands, {}, ((array._shape, dtype),), ())
+            if node is not None and raw.size >= COPIED and (node.retention.inputs or node.retention.outputs):
+                return general(x, y)
         made = elementwise(place, ufunc, dtype, stored, a, b)
         if made is None or not unchanged(first) or not unchanged(second) or place.engine.writing:
             return general(x, y)
         place.engine.ran_at_once += 1
-        return cls._young(place, made)
+        new = cls._young(place, made)
+        if node is not None:
+            save(node, operands, (a, b), (made,), place)
+            new._line = Line(new._shape, None, 0, (node, 0))
+        return new
 
     return function
 
@@ -328,14 +349,14 @@ def number(value: Any, dtype: Any) -> bool:
 
 def single(rule: Ufunc) -> Any:
     """A ufunc of one operand as a function (x)."""
-    ufunc, cls, general, dtypes, same, stored, most = rule
+    op, ufunc, cls, general, dtypes, same, stored, most = rule
     get, few = scope.get, min(most, PAGE - 1)
 
     def function(x: Any) -> Any:
-        if type(x) is not cls or get().recorder is not None:
+        if type(x) is not cls:
             return general(x)
         a, place = x._raw, x._place
-        if a is None or a.size > few:
+        if a is None or a.size > few or get().recorder is not None:
             return larger(x)
         engine, dtype = place.engine, a.dtype
         if (
@@ -366,13 +387,25 @@ def single(rule: Ufunc) -> Any:
         seen = settled(x)
         if seen is None:
             return general(x)
-        raw, place = seen[0], x._place
-        if raw.size > most or raw.dtype not in (dtypes if raw.size < PAGE else same) or not place.engine.calm():
+        raw, place, recorder = seen[0], x._place, get().recorder
+        dtype, size = raw.dtype, raw.size
+        if size > most or dtype not in (dtypes if size < PAGE and recorder is None else same):
             return general(x)
-        made = elementwise(place, ufunc, raw.dtype, stored, raw)
+        if not place.engine.calm():
+            return general(x)
+        node = None
+        if recorder is not None:
+            node = recorder.node(None, op, (x,), {}, ((x._shape, dtype),), ())
+            if node is not None and size >= COPIED and (node.retention.inputs or node.retention.outputs):
+                return general(x)
+        made = elementwise(place, ufunc, dtype, stored, raw)
         if made is None or not unchanged(seen) or place.engine.writing:
             return general(x)
         place.engine.ran_at_once += 1
-        return cls._young(place, made)
+        new = cls._young(place, made)
+        if node is not None:
+            save(node, (x,), (raw,), (made,), place)
+            new._line = Line(new._shape, None, 0, (node, 0))
+        return new
 
     return function

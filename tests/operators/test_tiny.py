@@ -90,7 +90,7 @@ def test_a_write_while_the_kernel_runs_is_seen(engine: Engine, monkeypatch: Any,
             return real(*arguments, **named)
 
     function = tiny.pair(
-        tiny.Ufunc(Disturbed(), nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
+        tiny.Ufunc(None, Disturbed(), nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
     )
     count, result = at_once(engine, lambda: function(x, y))
     assert (fired, count, result) == ([1], 0, "push path")
@@ -105,7 +105,7 @@ def test_a_kernel_that_writes_within_a_push_is_seen(engine: Engine) -> None:
     real = np.subtract
 
     function = tiny.pair(
-        tiny.Ufunc(np.add, nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)
+        tiny.Ufunc(None, np.add, nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)
     )
 
     def subtract(*arguments: Any) -> Any:
@@ -135,7 +135,7 @@ def test_what_a_signal_handler_raises_goes_to_the_caller(engine: Engine) -> None
             return np.exp(*arguments)
 
     function = tiny.single(
-        tiny.Ufunc(Once(), nd.NDArray, lambda a: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)  # type: ignore[arg-type]
+        tiny.Ufunc(None, Once(), nd.NDArray, lambda a: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)  # type: ignore[arg-type]
     )
     with pytest.raises(TimeoutError, match="from outside"):
         function(x)
