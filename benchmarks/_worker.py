@@ -33,6 +33,7 @@ SOURCES = {
 }
 SAMPLES = 4000  # values of one program that are compared
 MOST = 1_000_000  # units in one measurement
+LONGEST = 10.0  # seconds; what takes longer is run no second time before it is timed
 
 
 def sample(arrays: list[Any]) -> list[dict[str, Any]]:
@@ -65,13 +66,12 @@ class Worker:
         start = time.perf_counter()
         results = self.run(1)
         spent = time.perf_counter() - start
-        self.long = spent > 1
         values = sample([self.module.numpy_of(x) for x in results])
         del results
         n = 1
-        if not self.long:
-            self.warm()
+        if spent < LONGEST:  # the first unit may have compiled something
             spent = self.time(1)
+        self.long = spent > 1
         while spent < seconds / 4 and n < MOST:
             n *= 4
             spent = self.time(n)

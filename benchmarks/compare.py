@@ -168,8 +168,9 @@ def measure(key: str, processes: dict[str, Process], rounds: int, seconds: float
 def judged(bar: Bar, times: dict[str, list[float]]) -> dict[str, Any]:
     """The ratio to the best of the bar's peers; None where vardag or all of them are missing."""
     out: dict[str, Any] = {"peers": bar.peers, "bar": bar.ratio, "stretch": bar.stretch, "best": None, "ratio": None}
-    present = [peer for peer in times if SINGLE.get(peer, peer) in bar.peers]
-    if present and "vardag" in times:
+    rounds = len(times.get("vardag", ()))
+    present = [peer for peer in times if SINGLE.get(peer, peer) in bar.peers and len(times[peer]) == rounds]
+    if present:
         best = min(present, key=lambda peer: statistics.median(times[peer]))
         ratios = [a / b for a, b in zip(times["vardag"], times[best], strict=True)]
         ratio = statistics.median(ratios)
