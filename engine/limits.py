@@ -188,6 +188,11 @@ class Pressure(Waiting):
             return
         raise Full(nbytes)
 
+    def has_room(self, nbytes: int) -> bool:
+        """P held.  Is there room for so many bytes that could be done without?  The half of it is for the others."""
+        most = self._limit_bytes
+        return most is None or (self._bytes_pushed - self._bytes_done + nbytes <= most // 2 and not self._room)
+
     def _first(self) -> Held | None:
         """Of the threads that are held the one that came first."""
         found: Held | None = next((entry for entry in self._room if entry.busy.locked()), None)

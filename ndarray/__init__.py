@@ -52,11 +52,13 @@ class Statistics:
 
     `live_bytes`: of the memory of arrays, whoever keeps it (blocks of less than 4096 bytes aside).   `peak_bytes`: the
     most that ever was.   `copies`: copies of held bytes or of chunks, made before a write.   `renames`: whole writes
-    that took a new buffer because the old one was held.
+    that took a new buffer because the old one was held.   `overtaking`: those that did so only because operations that
+    use the old one were pending; how many depends on the schedule.
     """
 
     copies: int
     renames: int
+    overtaking: int = field(compare=False)
     live_bytes: int = field(compare=False)
     peak_bytes: int = field(compare=False)
 

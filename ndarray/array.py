@@ -183,7 +183,9 @@ class Array(Reading):
     @property
     def var(self) -> Variable:
         """The engine variable of the current version; valid until the next write, which may take another."""
-        return self._chunk.buffer.variable
+        buffer = self._chunk.buffer
+        buffer.pinned = True
+        return buffer.variable
 
     @property
     def _meta(self) -> tuple[Shape, DType]:

@@ -9,7 +9,8 @@ no counter that could be lost.  A reference whose holder has since moved to anot
 
 What a write does (one decision, `Writing`, for every kind of array):
   nobody holds a byte that it touches        in place
-  the whole chunk gets a new value           a new buffer for the chunk (a rename): nothing is copied
+  the whole chunk gets a new value           a new buffer for the chunk (a rename): nothing is copied; also if nobody
+                                             holds the old one, but operations that use it are pending
   some bytes are held and the rest must stay the cheaper side moves: the held bytes to their holders, or the chunk
 
 Guarded by the order lock P of the engine: Chunk.buffer, Chunk.version, Chunk.line, Chunk.marked, Buffer.holders,
@@ -33,7 +34,7 @@ from .context import Context
 from .device import Device, Place, RawArray
 from .dtype import DType
 from .line import Line
-from .memory import follow
+from .memory import SMALL, follow
 from .shape import Shape, Strides, extent
 
 Step = tuple[Any, ...]
@@ -49,7 +50,8 @@ class Buffer:
     """
 
     __slots__ = (
-        "__weakref__", "crowd", "device", "dtype", "engine", "holders", "raw", "shape", "size", "uncounted", "variable",
+        "__weakref__", "crowd", "device", "dtype", "engine", "holders", "pinned", "raw", "shape", "size",
+        "uncounted", "variable",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
@@ -66,6 +68,8 @@ class Buffer:
         self.crowd = CROWD
         #: an operation makes it, and no operation has counted it as an operand yet (order lock): see `weigh`
         self.uncounted = raw is None
+        #: the user has its variable, and may order functions of their own by that.  A single store
+        self.pinned = False
 
     @property
     def nbytes(self) -> int:
@@ -235,6 +239,16 @@ def _copy(holder: Holder) -> Admission:
     return op, (old.variable,), (new.variable,), (), steps, [old], True
 
 
+def _delays(buffer: Buffer) -> bool:
+    """Would a whole write in place wait, though a new buffer is worth its price and within the engine's bound?"""
+    nbytes = buffer.nbytes
+    if nbytes < OVERTAKING or buffer.pinned or not buffer.engine.has_room(nbytes):
+        return False
+    variable = buffer.variable
+    writer = variable.writer
+    return (writer is not None and not writer.done) or not all(o.done for o in reversed(variable.readers))
+
+
 class Writing:
     """How one operation writes a region of a chunk.  Made in a plan; the facts hold if the plan commits.
 
@@ -245,21 +259,25 @@ class Writing:
 
     __slots__ = ("buffer", "first", "fresh", "steps")
 
-    def __init__(self, chunk: Chunk, low: int, high: int, *, replace: bool, rename: bool, keep: list[Any]) -> None:
+    def __init__(
+        self, chunk: Chunk, low: int, high: int, *, replace: bool, rename: bool, keep: list[Any], ahead: bool = False
+    ) -> None:
         """`replace`: the operation gives every element of the chunk a new value without needing the old ones in place.
-        `rename`: it must not do so in place, since it reads the old ones in another order (only with `replace`)."""
+        `rename`: it must not do so in place, since it reads the old ones in another order (only with `replace`).
+        `ahead`: it reads none of them, so with a new buffer it need not wait for who does (only with `replace`)."""
         buffer = chunk.buffer
         self.first: Admission | None = None
         self.fresh = False
         self.steps: list[Step] = [(setattr, chunk, "version", chunk.version + 1)]
         held = conflicts(buffer, chunk, low, high) if buffer.holders else ()
-        if rename or (held and replace):
+        overtakes = ahead and not rename and not held and _delays(buffer)
+        if rename or overtakes or (held and replace):
             keep.append(buffer)
             buffer = Buffer(buffer.engine, buffer.shape, buffer.dtype, buffer.device)
             self.fresh = True
             self.steps.append((setattr, chunk, "buffer", buffer))
-            if held:
-                self.steps += count("renames")
+            if held or overtakes:
+                self.steps += count("overtaking" if overtakes else "renames")
         elif held:
             holders_bytes = sum(last - first for first, last in (h.range() for h in held))
             moves = holders_bytes <= buffer.size and all(h.moves for h in held)
@@ -291,9 +309,10 @@ def weigh(made: Iterable[Buffer], used: Iterable[Buffer], carried: int = 0) -> t
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
 CROWD = 16  # holders of one buffer
+OVERTAKING = SMALL  # bytes: the least array that gets a new buffer only so that its writer need not wait
 CHEAP = 16384  # elements: what a kernel that takes well under 5 us per pass may have to run inside its push
 
-_counts = {"copies": 0, "renames": 0}
+_counts = {"copies": 0, "renames": 0, "overtaking": 0}
 
 
 def count(what: str) -> list[Step]:
@@ -302,5 +321,5 @@ def count(what: str) -> list[Step]:
 
 
 def counts() -> dict[str, int]:
-    """How many copies and renames protected held bytes since the program began."""
+    """Since the program began: copies and renames that protected held bytes, renames that went ahead of readers."""
     return dict(_counts)

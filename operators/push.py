@@ -264,7 +264,10 @@ class _Push:
                 isinstance(x, Array) and _overlap(x, result) and not (self.op.elementwise and _identical(x, result))
                 for x in self.inputs
             )
-            writing = Writing(result._chunk, *result._range(), replace=whole, rename=whole and across, keep=keep)
+            ahead = whole and not any(isinstance(x, Array) and x._chunk is result._chunk for x in self.inputs)
+            writing = Writing(
+                result._chunk, *result._range(), replace=whole, rename=whole and across, keep=keep, ahead=ahead
+            )
             if writing.first is not None:
                 return writing.first
             if across and not whole:
