@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..engine.parallel import parallel
 from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import RawArray
 from ..ndarray.dtype import FLOAT32, DType
@@ -16,6 +17,11 @@ from ..ndarray.shape import Shape, Strides
 from .schema import Attributes, Operator, Step, call_into
 
 View = tuple[Buffer, Shape, Strides, int]
+
+
+SPLIT = 1 << 18  # elements of the result from which an elementwise operator is done in tiles
+TILE = 1 << 17  # elements
+WORTH = 1 << 20  # units of work from which it is done by several workers rather than by the thread that waits
 
 
 class Launch:
@@ -36,22 +42,32 @@ class Launch:
 
     def __call__(self) -> Sequence[Step]:
         """Take memory and give the C calls to do (an atomic kernel), or do everything and give none."""
-        op = self.op
+        return self._steps(*self._memory())
+
+    def _memory(self) -> tuple[list[Any], list[RawArray | None]]:
+        """The operands and the results, as raw arrays."""
         arrays: list[Any] = [o[0].view(o[1], o[2], o[3]) if type(o) is tuple else o for o in self.operands]
+        return arrays, [None if r is None else r[0].view(r[1], r[2], r[3]) for r in self.results]
+
+    def _steps(self, arrays: list[Any], raws: list[RawArray | None]) -> Sequence[Step]:
+        """The C calls for these operands and results, which may be parts of all."""
+        op = self.op
         filled: list[RawArray | None] = []
         after: list[Step] = []
         narrow = op.widen and any(_is_half(a) for a in arrays)
-        for i, result in enumerate(self.results):
-            if result is None:
+        for i, raw in enumerate(raws):
+            result = self.results[i]
+            if raw is None or result is None:
                 filled.append(None)
                 continue
-            buffer, shape, strides, offset, dtype = result
-            raw = buffer.view(shape, strides, offset)
+            dtype = result[4]
             if i in self.through or raw.dtype != dtype or (narrow and dtype == np.float16):
-                temporary = buffer.device.empty(shape, FLOAT32 if narrow and dtype == np.float16 else dtype)
+                wide = FLOAT32 if narrow and dtype == np.float16 else dtype
+                temporary = result[0].device.empty(raw.shape, wide)
                 after.append((operator.setitem, raw, ..., temporary))
-                raw = temporary
-            filled.append(raw)
+                filled.append(temporary)
+            else:
+                filled.append(raw)
         if narrow:
             given, arrays = arrays, [a.astype(np.float32) if _is_half(a) else a for a in arrays]
             for name, before, wide in zip(op.inputs, given, arrays, strict=False):
@@ -67,6 +83,27 @@ class Launch:
             target[where] = source
         return ()
 
+    @property
+    def divides(self) -> bool:
+        """Is it done in tiles?  Then it is a matter for workers."""
+        result = self.results[0]
+        return (
+            result is not None
+            and self.op.elementwise
+            and not self.op.random
+            and not self.through
+            and math.prod(result[1]) >= SPLIT
+        )
+
+    def run(self) -> None:
+        """Take memory and do everything: for kernels too long to be run by a thread that waits."""
+        arrays, raws = self._memory()
+        divided = tiles(arrays, raws) if self.divides else None
+        if divided is None:
+            do(self._steps(arrays, raws))
+        else:
+            parallel(lambda tile: do(self._steps(*tile)), divided)
+
     def weigh(self) -> tuple[int, int, list[Step]]:
         """For back-pressure: what it will allocate and keep.  Asked if it is queued, under the order lock."""
         results = [r for r in self.results if r is not None]
@@ -77,10 +114,52 @@ class Launch:
                 temporaries += math.prod(result[1]) * result[4].itemsize
         return weigh([r[0] for r in results], [o[0] for o in self.operands if type(o) is tuple], temporaries)
 
-    def run(self) -> None:
-        """Take memory and do everything: for atomic kernels too long to be run by a thread that waits."""
-        for function, *arguments in self():
-            function(*arguments)
+
+def do(steps: Sequence[Step]) -> None:
+    """Call them."""
+    for function, *arguments in steps:
+        function(*arguments)
+
+
+Tile = tuple[list[Any], list[RawArray | None]]
+
+
+def tiles(arrays: Sequence[Any], results: Sequence[RawArray | None]) -> Iterator[Tile] | None:
+    """Operands and results of an elementwise operator, in parts that can be done apart; None if there is but one.
+
+    Contiguous ones of one shape (and single elements) in parts of `TILE` elements, others in rows.  An element's bits
+    do not depend on where in a part it stands; parts are multiples of a vector of the processor all the same.
+    """
+    made = [r for r in results if r is not None]
+    shape = made[0].shape
+    given = [a for a in arrays if isinstance(a, np.ndarray)]
+    if any(r.shape != shape for r in made) or any(a.ndim > len(shape) for a in given):
+        return None
+    if all(r.flags.c_contiguous for r in made) and all(
+        a.size == 1 or (a.shape == shape and a.flags.c_contiguous) for a in given
+    ):
+        flat = [a.reshape(-1) if isinstance(a, np.ndarray) else a for a in arrays]
+        return _cut(flat, [r if r is None else r.reshape(-1) for r in results], 0, made[0].size, TILE)
+    rows = max(range(len(shape)), key=lambda i: shape[i]) if shape[0] < 8 else 0
+    length = shape[rows]
+    step = max(1, TILE * length // made[0].size)
+    return None if step >= length else _cut(arrays, results, rows - len(shape), length, step)
+
+
+def _cut(
+    arrays: Sequence[Any], results: Sequence[RawArray | None], axis: int, length: int, step: int
+) -> Iterator[Tile]:
+    """Parts along an axis, counted from the last; operands that broadcast along it are whole in each."""
+
+    def part(a: Any, where: slice) -> Any:
+        if not isinstance(a, np.ndarray) or -axis > a.ndim or a.shape[axis] != length:
+            return a
+        index: Any = (..., where, *(slice(None),) * (-axis - 1)) if axis else where
+        return a[index]
+
+    for first in range(0, length, step):
+        where = slice(first, first + step)
+        yield [part(a, where) for a in arrays], [part(r, where) for r in results]
 
 
 def _is_half(array: Any) -> bool:

@@ -29,7 +29,7 @@ from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.random import take
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
-from .launch import Launch
+from .launch import WORTH, Launch
 from .schema import Attributes, Meta, Operator
 from .tiny import INLINE, at_once
 
@@ -337,7 +337,7 @@ class _Push:
         op = self.op
         work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
         words = _Described(op, self.inputs)
-        if op.atomic and work < HELPED:
+        if op.atomic and work < HELPED and not (work >= WORTH and launch.divides):
             return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words, nbytes=launch.weigh)
         return Operation(Kind.KERNEL, launch.run, op.name, operands=words, nbytes=launch.weigh)
 

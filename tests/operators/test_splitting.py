@@ -1,0 +1,176 @@
+"""Large operators in pieces: the same bytes on every engine, and where pieces are no definition, those of the whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vardag import nd
+from vardag.engine import Engine
+from vardag.operators import launch, numpy_face, push, registry
+from vardag.operators.schema import Operator
+
+TIMES = 37  # an odd multiple of the samples' sizes, so that tiles end within vectors
+
+
+def engines() -> Iterator[Engine]:
+    for kind, workers in (("NaiveEngine", None), ("ThreadedEnginePooled", 1), ("ThreadedEnginePooled", 3)):
+        with Engine(kind, workers=workers) as engine:
+            yield engine
+
+
+def same_everywhere(function: Callable[[], Any]) -> Any:
+    """The bytes of what a program gives, which are the same on every engine."""
+    found = []
+    for _ in engines():
+        results = function()
+        found.append([r.asnumpy() for r in (results if isinstance(results, list | tuple) else [results])])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+    return found[0] if len(found[0]) > 1 else found[0][0]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any = launch) -> list[int]:
+    """How many pieces each splitting of a module from now on has."""
+    pieces: list[int] = []
+    original = module.parallel
+
+    def parallel(function: Callable[[Any], object], items: Any) -> None:
+        items = list(items)
+        pieces.append(len(items))
+        original(function, items)
+
+    monkeypatch.setattr(module, "parallel", parallel)
+    return pieces
+
+
+# ---- elementwise -----------------------------------------------------------------------------------------------------
+
+
+def cases() -> Iterator[Any]:
+    for op in registry:
+        if op.elementwise and not op.random and op.variant is None:
+            for number, _ in enumerate(op.samples):
+                yield pytest.param(op, number, id=f"{op.name}-{number}")
+
+
+def operands(op: Operator, number: int, dtype: str) -> list[Any]:
+    """The operands of a sample, each axis that is longer than 1 as many times as long."""
+    sample = op.samples[number]
+    rng = np.random.default_rng(number)
+    made = []
+    for x in sample.inputs:
+        if isinstance(x, tuple):
+            shape = tuple(n if n == 1 else n * TIMES for n in x)
+            made.append(rng.uniform(sample.low, sample.high, shape).astype(dtype))
+        else:
+            made.append(x if x is None else np.tile(np.asarray(x), [1 if n == 1 else TIMES for n in np.shape(x)]))
+    return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize(("op", "number"), list(cases()))
+def test_tiles_give_the_bytes_of_the_whole(
+    op: Operator, number: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = operands(op, number, dtype)
+    found: list[Any] = []
+    pieces = counted(monkeypatch)
+    for tile in (None, 64, 192, 1000):
+        monkeypatch.setattr(launch, "SPLIT", 1 << 40 if tile is None else 256)
+        monkeypatch.setattr(launch, "TILE", tile)
+        monkeypatch.setattr(push, "WORTH", 0)
+        with Engine("ThreadedEnginePooled", workers=2, inline=False):
+            arrays = [x if x is None else nd.array(x, dtype=x.dtype) for x in given]
+            result = getattr(numpy_face, op.name)(*arrays, **op.samples[number].attributes)
+            results = result if isinstance(result, tuple) else (result,)
+            found.append([r.asnumpy().tobytes() for r in (*results, *(a for a in arrays if a is not None))])
+    if results[0].size >= 256 and op.alias is None:
+        assert len(pieces) >= 3
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    assert found[3] == found[0]
+
+
+@pytest.mark.parametrize("tile", [64, 500, 10000])
+def test_tiles_of_layouts(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operands that broadcast, views, results of another order and parts of arrays: NumPy's values."""
+    monkeypatch.setattr(launch, "SPLIT", 256)
+    monkeypatch.setattr(launch, "TILE", tile)
+    monkeypatch.setattr(push, "WORTH", 0)
+    with Engine("ThreadedEnginePooled", workers=2, inline=False):
+        check_layouts()
+
+
+def check_layouts() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(40, 30), (30,), (1, 30), (40, 1), (1, 1), (), (3, 40, 30), (3, 1, 30), (1, 40, 1), (2, 700), (700,)]
+    for a, b in itertools.product(shapes, shapes):
+        x, y = rng.random(a).astype("f"), rng.random(b).astype("f")
+        try:
+            expected = x * y + x
+        except ValueError:
+            continue
+        u, v = nd.array(x, dtype="f"), nd.array(y, dtype="f")
+        got = numpy_face.add(numpy_face.multiply(u.reshape(a), v.reshape(b)), u.reshape(a))
+        assert got.asnumpy().reshape(expected.shape).tobytes() == expected.tobytes()
+    x = rng.random((60, 50)).astype("f")
+    for view in (np.s_[::2], np.s_[:, ::3], np.s_[5:55, 7:], np.s_[::-1, ::-1]):
+        u = nd.array(x)
+        v = numpy_face.add(u, 0)
+        part = v[view]
+        part += 1
+        expected = x.copy()
+        expected[view] += 1
+        assert v.asnumpy().tobytes() == expected.tobytes()
+        assert (part.T * 2).asnumpy().tobytes() == (expected[view].T * 2).tobytes()
+
+
+@pytest.mark.parametrize("name", ["exp", "tanh", "negative", "sigmoid"])
+def test_large_ones_are_the_same_everywhere(name: str) -> None:
+    x = np.random.default_rng(1).random(launch.SPLIT * 3 + 77).astype("f")
+
+    def program() -> Any:
+        a = nd.array(x)
+        return [getattr(numpy_face, name)(a), a * a.reshape((-1,)) + 2, numpy_face.cast(a, dtype="float64")]
+
+    first, second, third = same_everywhere(program)
+    assert second.tobytes() == (x * x + np.float32(2)).tobytes()
+    assert third.tobytes() == x.astype("d").tobytes()
+    np.testing.assert_allclose(first[:1000], getattr(numpy_face, name)(nd.array(x[:1000])).asnumpy())
+
+
+def test_workers_share_a_large_one() -> None:
+    x = np.random.default_rng(1).random(launch.SPLIT * 8).astype("f")
+    with Engine("ThreadedEnginePooled", workers=2) as engine:
+        a = nd.array(x)
+        before = engine.statistics().pushed
+        for _ in range(50):
+            a.exp().wait_to_read()
+        assert engine.statistics().pushed > before + 50  # the helpers
+        assert engine.statistics().by_helper == 0
+
+
+def test_an_error_in_a_tile_is_the_operation_s() -> None:
+    with Engine("ThreadedEnginePooled", workers=2) as engine:
+        a = nd.ones((launch.SPLIT * 2,))
+        bad = registry["clip"]
+        kernel = bad.kernel
+
+        def fails(xp: Any, x: Any, **attributes: Any) -> Any:
+            raise ZeroDivisionError("tile")
+
+        bad.kernel = fails  # type: ignore[method-assign]
+        try:
+            b = numpy_face.clip(a, a_min=0.0)
+            with pytest.raises(ZeroDivisionError, match="tile") as caught:
+                b.wait_to_read()
+        finally:
+            bad.kernel = kernel
+        assert any("operator: clip" in note for note in caught.value.__notes__)
+        assert engine.statistics().unseen == 0
