@@ -182,7 +182,7 @@ MUTANTS = {
         "test_proof.py::test_a_forked_child_counts_from_nothing"),
     "parking": one(
         "a daemon thread that pushes while the process ends is parked",
-        "admission.py", "if self._parking and not here_and_now.stack", "if False and not here_and_now.stack",
+        "admission.py", "if self._parking and threading.current_thread()", "if False and threading.current_thread()",
         "test_proof.py::test_pushes_while_the_process_ends"),
     "drained-at-exit": one(
         "... but what an operation pushes then is admitted, for exit waits for both",
