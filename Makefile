@@ -5,7 +5,7 @@
 #   make lint     run the linters, the type checker and the checks of the documents
 #   make format   rewrite the Python files in the project's format
 #   make bench    time vardag beside the libraries that are installed; writes build/compare.json and .png
-#   make stress   run the long random tests, 15 minutes; prints what it counted
+#   make stress   run the long random tests, a quarter of an hour; prints what it counted
 #   make clean    remove what the other commands made
 #
 # The first of these that is Python 3.11 or newer makes .venv. Choose one yourself with: make PYTHON=/path/to/python demo
@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-test
 	$(RUN) benchmarks/compare.py $(BENCH)
 
 # Seconds for each storm of finalizers and of exceptions thrown into workers; any number above 0 asks for the long forms
-# of the rest.  A quarter of an hour at most on two cores; the table of what was counted comes last (tests/engine/conftest.py).
+# of the rest.  14 minutes of processor time, more when other programs run beside it; the table of what was counted comes last (tests/engine/conftest.py).
 STORM := 6
 LONG_TESTS := tests/autograd/test_random_programs.py tests/ndarray/test_memory.py tests/engine
 
