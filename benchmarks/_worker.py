@@ -33,7 +33,7 @@ SOURCES = {
 }
 SAMPLES = 4000  # values of one program that are compared
 MOST = 1_000_000  # units in one measurement
-LONGEST = 10.0  # seconds; what takes longer is run no second time before it is timed
+LONGEST = 3.0  # seconds; what takes longer is run no second time before it is timed
 
 
 def sample(arrays: list[Any]) -> list[dict[str, Any]]:

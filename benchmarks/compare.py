@@ -30,7 +30,7 @@ from _workloads import LIBRARIES, PEERS, SINGLE, WORKLOADS, Bar
 HERE = Path(__file__).resolve().parent
 QUICK = ("tiny", "tiny_wait", "formula_32", "backward", "kernel", "function", "product_128", "mlp_small")
 PATIENCE = 120.0  # seconds for one answer
-FEWEST, ROW = 3, 8.0  # a row has so many rounds, and after so many seconds no more
+FEWEST, ROW = 3, 6.0  # a row has so many rounds, and after so many seconds no more
 SLOW = 1.0  # seconds; a peer that takes longer for one unit, and five times the fastest peer's time, is timed once
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 ENVIRONMENT = {"one": {"VARDAG_CPU_WORKER_NTHREADS": "1"}, "numpy1": ONE_THREAD, "torch1": ONE_THREAD}
@@ -177,7 +177,7 @@ def judged(bar: Bar, times: dict[str, list[float]]) -> dict[str, Any]:
         quiet = min(times["vardag"]) / min(min(times[peer]) for peer in present)
         met = met_by(bar, min(ratio, quiet), max(ratio, quiet))
         out |= {"best": best, "ratio": ratio, "least": min(ratios), "most": max(ratios), "quiet": quiet, "met": met}
-        out["missing"] = [peer for peer in bar.peers if peer not in present]
+        out["missing"] = [peer for peer in bar.peers if peer not in times]
     return out
 
 
