@@ -46,7 +46,7 @@ def _audit(engine: Engine) -> None:
     for o in engine._inbox:
         assert o.state is NEW and o.seq not in engine._live, o
     for seq, o in engine._live.items():
-        assert o.seq == seq
+        assert o.seq == seq, f"{o} is filed under {seq}"
         assert all(p.seq < seq for p in o.preds), "an edge leads backwards"
         if o.state is PENDING:
             undone = [p for p in o.preds if p.state is not DONE]

@@ -181,6 +181,6 @@ class Helper:
 
     def _work(self) -> None:
         split, stack = self.split, here_and_now.stack
-        assert split is not None  # the door was open
+        assert split is not None, "the door was open"
         stack.insert(len(stack) - 1, split.parent)  # the engine cuts the stack behind an operation
         split.pull()

@@ -164,7 +164,7 @@ class Profile(Instrument):
         for name, i in threads.items():
             out.append({"ph": "M", "pid": 0, "tid": i, "name": "thread_name", "args": {"name": name}})
         for e in events:
-            assert e.start is not None
+            assert e.start is not None, "of those that ran"
             args = {"seq": e.seq, "pushed at": e.line, "push us": e.push * 1e6, "lane": e.lane, "ok": e.ok}
             if e.ready is not None:
                 args["ready us"] = e.ready * 1e6

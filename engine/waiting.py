@@ -8,7 +8,10 @@ Owns every way of blocking on an operation.  Guarantees:
   anything that its wait needs, and when half its stack is used it starts a spare worker instead;
 - a wait that needs the operation it is made in raises `DeadlockError` at once (only waits on the thread that runs the
   operation can be seen so; others end by ``timeout``);
-- Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.
+- Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.  Nor does an operation stay without a runner for
+  longer, if somebody waits for it: a runner that is interrupted, even while it deals with an interrupt, gives it back at
+  once, and only after a third exception in a row does the next look of a wait find it.
+                                      [test_guards: test_an_operation_whose_runner_is_interrupted_again_and_again]
 
 RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it
 searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
@@ -32,7 +35,7 @@ from .site import describe, here
 from .variable import Variable
 
 BOUND = 64  # how far a user's thread looks for a kernel to help with
-SLICE = 0.05  # seconds: the longest sleep.  Windows cannot interrupt a lock, and a doubly interrupted runner is found
+SLICE = 0.05  # seconds: the longest sleep.  Windows cannot interrupt a lock, and runners that vanished are found
 CHAIN = 20  # lines of an explanation
 
 ATOMIC = Kind.ATOMIC

@@ -260,8 +260,8 @@ def interrupted(monkeypatch, times):
 def test_an_interrupted_worker_keeps_nothing_of_what_it_finished(more, monkeypatch):
     def attack(k):
         hit = []
-        interrupted(monkeypatch, more)
-        with held_worker() as e:
+        with held_worker() as e, monkeypatch.context() as patch:
+            interrupted(patch, more)
             ops, mine = pending(e), [None, None]
 
             def at(n):
