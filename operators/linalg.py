@@ -1,6 +1,7 @@
 """Products of matrices.  Each gradient is made of the same operators, so every order of derivative exists.
 
-A product is one call of ``np.matmul``; integers are allowed (MXNet refuses them on a CPU).
+A product is one call of ``np.matmul``, a big one several (products.py); integers are allowed (MXNet refuses them on a
+CPU).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..ndarray.dtype import DType
 from ..ndarray.shape import Shape, broadcast
 from .faces import Rule
 from .infer import loop_dtypes
+from .products import cost, product
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
 SIDES = {"lhs": "x", "rhs": "y", "A": "x", "B": "y"}
@@ -28,7 +30,7 @@ def _work(metas: Metas, made: Metas, attributes: Attributes) -> float:
     """Multiplications, (mk)(kn)(mn) = (mkn)**2, by BLAS or without it (integers)."""
     sizes = [math.prod(meta[0]) for meta in (*metas, made[0]) if meta is not None]
     assert made[0] is not None
-    return (0.3 if made[0][1].kind == "f" else 5.0) * math.sqrt(math.prod(sizes)) + sum(sizes)
+    return cost(math.sqrt(math.prod(sizes)), 0.3 if made[0][1].kind == "f" else 5.0) + sum(sizes)
 
 
 # ---- matmul: NumPy's rules -------------------------------------------------------------------------------------------
@@ -64,7 +66,7 @@ def matmul(xp: Any, x: Any, y: Any, *, out: Any) -> Any:
 
     Shapes: (..., n, k), (..., k, m) -> (..., n, m); x may be (k,): no n; y may be (k,): no m.   NumPy: matmul.
     """
-    return ((xp.matmul, x, y, out),)
+    return (product(xp, x, y, out),)
 
 
 def _matrices(F: Any, g: Any, x_shape: Shape, y_shape: Shape) -> Any:
@@ -142,9 +144,9 @@ def dot(xp: Any, x: Any, y: Any, *, transpose_a: bool = False, transpose_b: bool
     """
     a, b = _matrix(x, transpose_a, left=True), _matrix(y, transpose_b, left=False)
     if out.flags.c_contiguous:
-        return ((xp.matmul, a, b, out.reshape(len(a), b.shape[1])),)
+        return (product(xp, a, b, out.reshape(len(a), b.shape[1])),)
     made = xp.empty(out.shape, out.dtype)
-    return (xp.matmul, a, b, made.reshape(len(a), b.shape[1])), (python_operator.setitem, out, ..., made)
+    return product(xp, a, b, made.reshape(len(a), b.shape[1])), (python_operator.setitem, out, ..., made)
 
 
 def _flat(F: Any, array: Any, shape: Shape, transposed: bool, *, left: bool) -> Any:
@@ -233,7 +235,7 @@ def _batch_y(F: Any, g: Any, x: Any, transpose_a: bool, transpose_b: bool) -> An
 )  # fmt: skip
 def batch_dot(xp: Any, x: Any, y: Any, *, transpose_a: bool = False, transpose_b: bool = False, out: Any) -> Any:
     """The products of corresponding matrices: (..., n, k), (..., k, m) -> (..., n, m); leading axes are equal."""
-    return ((xp.matmul, _turned(x, transpose_a), _turned(y, transpose_b), out),)
+    return (product(xp, _turned(x, transpose_a), _turned(y, transpose_b), out),)
 
 
 @operator(
@@ -256,8 +258,8 @@ def gemm2(
 
     Unlike MXNet's, the rows are always on the axis before the last.
     """
-    product = ((xp.matmul, _turned(x, transpose_a), _turned(y, transpose_b), out),)
-    return product if alpha == 1 else (*product, (xp.multiply, out, alpha, out))
+    whole = product(xp, _turned(x, transpose_a), _turned(y, transpose_b), out)
+    return (whole,) if alpha == 1 else (whole, (xp.multiply, out, alpha, out))
 
 
 batch_dot.grad(x=_batch_x, y=_batch_y)

@@ -14,6 +14,7 @@ from ..ndarray.random import generator
 from ..ndarray.shape import axes_of
 from .faces import Rule
 from .infer import floating, uniform
+from .products import cost, product
 from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, call_into, constant, operator, registry
 
 X = {"data": "x"}
@@ -75,7 +76,7 @@ def check_bias(bias: Meta | None, no_bias: bool, units: int) -> None:
 def _fully_connected_cost(metas: Metas, made: Metas, attributes: Attributes) -> float:
     (_, weight, *_), (out,) = metas, made
     assert weight is not None and out is not None
-    return 2 * math.prod(out[0]) * weight[0][1] / 8  # flops, eight in a unit
+    return cost(math.prod(out[0]) * weight[0][1], 0.25)
 
 
 @operator(
@@ -113,7 +114,7 @@ def fully_connected(
     """
     rows = data.reshape(_rows(data.shape, flatten))
     target, after = seen_as(xp, out, (len(rows), num_hidden))
-    steps: list[Any] = [(xp.matmul, rows, weight.T, target)]
+    steps: list[Any] = [product(xp, rows, weight.T, target)]
     if bias is not None:
         steps.append((xp.add, target, bias, target))
     return steps + after

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vardag import nd
+from vardag import autograd, nd
 from vardag.engine import Engine
-from vardag.operators import launch, numpy_face, push, registry
+from vardag.operators import launch, numpy_face, products, push, registry
 from vardag.operators.schema import Operator
 
 TIMES = 37  # an odd multiple of the samples' sizes, so that tiles end within vectors
@@ -174,3 +174,80 @@ def test_an_error_in_a_tile_is_the_operation_s() -> None:
             bad.kernel = kernel
         assert any("operator: clip" in note for note in caught.value.__notes__)
         assert engine.statistics().unseen == 0
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "blocks"),
+    [
+        ((1024, 1024), (1024, 1024), 4),
+        ((512, 512), (512, 512), 2),
+        ((1000, 700), (700, 300), 3),
+        ((200, 700), (700, 1100), 4),
+        ((300, 1000), (1000, 300), 0),
+        ((256, 256), (256, 256), 0),
+        ((5, 4096), (4096, 5000), 3),
+        ((12, 200, 300), (12, 300, 200), 4),
+        ((3, 1, 300, 300), (4, 300, 300), 3),
+        ((70, 300, 300), (300, 20), 3),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_products_in_blocks(a: Any, b: Any, blocks: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(-9, 9, shape).astype(dtype) for shape in (a, b))
+    pieces = counted(monkeypatch, products)
+    got = same_everywhere(lambda: numpy_face.matmul(nd.array(x, dtype=dtype), nd.array(y, dtype=dtype)))
+    assert pieces == [blocks] * 3 * bool(blocks)
+    assert (got == np.matmul(x, y)).all()  # small integers: exact
+
+
+def test_products_of_views_and_of_transposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.random((600, 600)).astype("f") for _ in range(2))
+    pieces = counted(monkeypatch, products)
+
+    def program() -> Any:
+        a, b = nd.array(x), nd.array(y)
+        made = nd.zeros((600, 600))
+        nd.dot(a, b, out=made)
+        return [
+            nd.dot(a, b, transpose_a=True), nd.dot(a, b, transpose_b=True), made, nd.dot(a[10:], b[:, 0:600]),
+            nd.FullyConnected(a, b, None, num_hidden=600, no_bias=True),
+            nd.dot(a, b, transpose_a=True, transpose_b=True),
+        ]  # fmt: skip
+
+    found = same_everywhere(program)
+    assert pieces == [2] * len(found) * 3
+    for got, expected in zip(found, [x.T @ y, x @ y.T, x @ y, x[10:] @ y, x @ y.T, x.T @ y.T], strict=True):
+        np.testing.assert_allclose(got, expected, 1e-4)
+
+
+def test_no_block_is_thin() -> None:
+    for length in range(512, 5000):
+        for count in range(2, min(8, length // products.THIN) + 1):
+            parts = products.cuts(length, count, 64)
+            assert [part.stop for part in parts[:-1]] == [part.start for part in parts[1:]]
+            assert (len(parts), parts[0].start, parts[-1].stop) == (count, 0, length)
+            assert min(part.stop - part.start for part in parts) >= products.THIN * 3 // 4
+
+
+def test_gradients_of_products_are_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.random((640, 640)).astype("f") for _ in range(2))
+    pieces = counted(monkeypatch, products)
+
+    def program() -> Any:
+        a, b = nd.array(x), nd.array(y)
+        a.attach_grad()
+        b.attach_grad()
+        with autograd.record():
+            c = nd.dot(a, b)
+        c.backward()
+        return [a.grad, b.grad]
+
+    by_x, _ = same_everywhere(program)
+    assert len(pieces) == 9
+    np.testing.assert_allclose(by_x, np.ones_like(x) @ y.T, 1e-4)
