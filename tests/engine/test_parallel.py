@@ -327,7 +327,7 @@ def split(where: str, action: Callable[[int], object]) -> tuple[BaseException | 
             e.wait_op(after, timeout=PATIENCE)
             ended.set()
             wait_quiescent(e)
-            e._take_unseen()
+            e._unseen.clear()
             audit(e)
     return error, late, sorted(done), max((points.count for points in seen), default=0)
 
@@ -460,5 +460,5 @@ def test_a_storm_of_exceptions() -> None:
         finally:
             stop.set()
             thrower.join()
-        e._take_unseen()
+        e._unseen.clear()
         assert well
