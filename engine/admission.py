@@ -19,11 +19,12 @@ from typing import Any
 
 from .atomic import Step, call, commit, index, locked, setitem, unlocked
 from .errors import ArgumentError, EngineClosed
+from .joining import Fusible, Joining
 from .operation import DONE, NEW, OK, RUNNING, Fate, Kind, Operation, Root, user_context, worst
 from .outcome import RAISE, Full, Park, all_done, fails_again, own_error, park, strongest, var_steps
 from .ready import Lane
 from .site import here
-from .tracker import Plan, Tracker
+from .tracker import Plan
 from .variable import Variable
 
 ATOMIC = Kind.ATOMIC
@@ -33,7 +34,7 @@ HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 PRUNE_AT = 16  # readers of one variable before finished ones are taken off its list
 
 
-class Admission(Tracker):
+class Admission(Joining):
     """The tracker's side of the pushers."""
 
     # ================================================================================================ admission (P)
@@ -110,6 +111,11 @@ class Admission(Tracker):
             done = self._inline(op, planned, t)
             if done is not None:
                 return done
+        fusible = type(op) is Fusible and self.fusion and not self._serial and HAS_GIL
+        if fusible:
+            done = self._join(op, planned, t)
+            if done is not None:
+                return done
         _, reads, writes, updates, steps, keep, _ = planned
         nbytes = op.nbytes
         op.carried = 0
@@ -164,9 +170,15 @@ class Admission(Tracker):
         op.wait_count = op.mark = 0
         op.context = None if op.kind is ATOMIC or op.kind is Kind.KERNEL else user_context()
         queue = self._queue_steps(op, planned)
+        if fusible:
+            op.fn.awaited = tuple(preds[:sources])  # type: ignore[union-attr]
+            keep.append(self._last)
+            queue.append((setattr, self, "_last", op))
         queue += ((deque.append, self._inbox, op), (SimpleQueue.put, op.lane.bell, None))
         if not commit(self._guard_p, t, queue):
             return False
+        if self._dwelling and not fusible:
+            self._end_dwelling()
         if self._instrument is not None:
             self._instrument.pushed(op, preds)
         return True

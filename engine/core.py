@@ -51,6 +51,8 @@ class Engine(Contract):
         Randomises the order among ready operations: see `vardag.engine.testing.Seeded`.
     inline : bool, optional
         May cheap ready kernels run within their push?  Default yes, ``VARDAG_INLINE=0`` says no.
+    fusion : bool, optional
+        May large elementwise operators run together, tile by tile?  Default yes, ``VARDAG_FUSION=0`` says no.
 
     Examples
     --------
@@ -71,6 +73,7 @@ class Engine(Contract):
         *,
         schedule: Any = None,
         inline: bool | None = None,
+        fusion: bool | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind or os.environ.get("VARDAG_ENGINE_TYPE") or "ThreadedEnginePerDevice"
@@ -82,6 +85,7 @@ class Engine(Contract):
         if not isinstance(workers, int) or workers < 1:
             raise ArgumentError(f"[Engine] workers {workers!r}: expected a positive number")
         self.inline = os.environ.get("VARDAG_INLINE", "1") != "0" if inline is None else bool(inline)
+        self.fusion = os.environ.get("VARDAG_FUSION", "1") != "0" if fusion is None else bool(fusion)
         self._policy = policy(workers)
         self._serial = policy.serial
         self._rank = self._policy.rank

@@ -276,6 +276,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
     for lane in engine._lanes.values():
         lane.renew()
     engine._started = None
+    engine._dwelling = []
     engine._renew_limits()
     engine.writing = engine.writing if P._is_owned() else 0
     engine._unseen.clear()  # the parent reports its own

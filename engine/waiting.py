@@ -9,8 +9,8 @@ Owns every way of blocking on an operation.  Guarantees:
 - a wait that needs the operation it is made in raises `DeadlockError` at once (only waits on the thread that runs the
   operation can be seen so; others end by ``timeout``);
 - Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.  Nor does an operation stay without a runner for
-  longer, if somebody waits for it: a runner that is interrupted, even while it deals with an interrupt, gives it back at
-  once, and only after a third exception in a row does the next look of a wait find it.
+  longer, if somebody waits for it: a runner that is interrupted, even while it deals with an interrupt, gives it back
+  at once, and only after a third exception in a row does the next look of a wait find it.
                                       [test_guards: test_an_operation_whose_runner_is_interrupted_again_and_again]
 
 RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it
@@ -178,6 +178,8 @@ class Waiting(Runner):
             raise ArgumentError(f"[{op.name or 'operation'}] was not pushed to this engine")
         if self._started is not self._lanes:
             self._start_workers()
+        if self._dwelling:
+            self._end_dwelling()
         if self._T._is_owned() or self._P._is_owned():
             self._apart(self.wait_op, op, timeout)  # a finalizer inside a section
             return

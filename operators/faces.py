@@ -21,10 +21,11 @@ from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
+from .fusion import FUSE
 from .infer import loop_dtypes
 from .push import invoke, operands, refusal
 from .schema import Attributes, Operator, registry
-from .tiny import INLINE, Ufunc, pair, single
+from .tiny import NOW, Ufunc, pair, single
 
 Adapt = Callable[[list[Any], Attributes], "tuple[Operator, list[Any], Attributes] | None"]
 
@@ -117,7 +118,8 @@ class Face:
                 plain.append(dtype)
                 same += [dtype] * (result == dtype)
         make = single if len(op.inputs) == 1 else pair
-        rule = Ufunc(op, op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, int(INLINE // op.cost))  # type: ignore[operator]
+        most = min(int(NOW // op.work([((1,), BOOL)], [((1,), BOOL)], {})), FUSE - 1)
+        rule = Ufunc(op, op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, most)
         quick = make(rule)
 
         def one(x: Any = MISSING, *more: Any, **named: Any) -> Any:

@@ -29,8 +29,9 @@ from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.random import take
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
+from .fusion import FUSE, fusible
 from .launch import WORTH, Launch
-from .schema import Attributes, Meta, Operator
+from .schema import Attributes, Meta, Operator, size_of
 from .tiny import INLINE, at_once
 
 Input = Array | np.generic | RawArray | None
@@ -337,6 +338,10 @@ class _Push:
         op = self.op
         work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
         words = _Described(op, self.inputs)
+        if op.elementwise and size_of(self.made) >= FUSE:
+            joining = fusible(launch, words)
+            if joining is not None:
+                return joining
         if op.atomic and work < HELPED and not (work >= WORTH and launch.divides):
             return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words, nbytes=launch.weigh)
         return Operation(Kind.KERNEL, launch.run, op.name, operands=words, nbytes=launch.weigh)

@@ -214,7 +214,7 @@ class Operator:
         """What a call costs, in units of about 0.2 ns."""
         if callable(self.cost):
             return self.cost(metas, made, attributes)
-        most = _size(made) if self.elementwise else max(_size(made), _size(metas))
+        most = size_of(made) if self.elementwise else max(size_of(made), size_of(metas))
         return self.cost * most
 
     @property
@@ -259,7 +259,8 @@ class Operator:
         return f"<operator {self.name}>"
 
 
-def _size(metas: Sequence[Meta | None]) -> int:
+def size_of(metas: Sequence[Meta | None]) -> int:
+    """Elements of all of these."""
     return sum(math.prod(meta[0]) for meta in metas if meta is not None)
 
 

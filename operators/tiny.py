@@ -27,7 +27,8 @@ from ..ndarray.device import Place, RawArray
 from ..ndarray.line import Line, scope
 from ..ndarray.memory import SMALL
 from ..ndarray.shape import Shape
-from .schema import Attributes, Meta, Operator
+from .fusion import FUSE
+from .schema import Attributes, Meta, Operator, size_of
 
 PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
 INLINE = 16_384.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
@@ -178,6 +179,8 @@ def at_once(
 ) -> tuple[Any, ...] | None:
     """Fresh outputs of an operator (see push.invoke), or None: it is to be pushed."""
     if not op.atomic or op.updates or op.random or op.alias is not None or not place.engine.calm():
+        return None
+    if op.elementwise and size_of(made) >= FUSE:
         return None
     looks = Looks()
     arrays = [looks.at(x) for x in inputs]

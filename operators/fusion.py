@@ -1,0 +1,279 @@
+"""Fusion: large elementwise operators that run together, tile by tile, as one engine operation.
+
+``exp(a * b + a) * b - a`` of ten million elements is five passes over memory and four temporaries.  As a *segment* it
+is one pass: for each tile of some 100,000 elements the five kernels run one after the other, and what lies between
+them stays in cache.  Tiles are spread over the workers.  Values whose arrays have died before the segment begins never
+touch memory; those that nothing alive needs are not computed at all.
+
+When a push becomes a member of the last segment instead of an operation of its own is the engine's rule (joining.py)
+and `Segment.takes`: as many elements; operands that lie in C order, whole or broadcast along rows or columns; the
+kernel's own dtype; at most `engine.bulk` members.  Closing a segment: a worker begins with it.  A worker that has
+nothing else to do dwells for a moment, until somebody waits or something is queued that does not join.
+
+Bytes do not depend on any of this: a member's kernel is the operator's, and an element's bits do not depend on where
+in a tile it stands.                                                              [tests/operators/test_fusion.py]
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from ..engine import Operation
+from ..engine.claims import here_and_now
+from ..engine.joining import Fusible
+from ..engine.operation import Kind
+from ..engine.parallel import parallel
+from ..engine.site import here
+from ..ndarray.buffer import Buffer
+from ..ndarray.device import RawArray
+from ..ndarray.shape import Shape
+from .launch import Launch
+from .schema import Operator, Step, call_into
+
+FUSE = 1 << 17  # elements from which an elementwise operator may be a member
+SMALL_TILE, TILE, MANY = 1 << 16, 1 << 17, 1 << 22  # elements of a tile; the larger ones from MANY elements on
+
+FLAT, ROW, COLUMN, VALUE, CONSTANT = range(5)
+Operand = tuple[int, Any, int]  # (FLAT, buffer, offset), (ROW or COLUMN, buffer, offset), (VALUE, member, 0), constant
+
+
+class Member:
+    """One operator of a segment.  `out` refers to the buffer weakly: only arrays keep it alive, and values."""
+
+    __slots__ = ("attributes", "columns", "dtype", "op", "operands", "out", "site", "size", "variable", "words")
+
+    def __init__(self, launch: Launch, buffer: Buffer, words: Callable[[], str]) -> None:
+        self.op: Operator = launch.op
+        self.attributes = launch.attributes
+        self.words = words
+        self.out = ref(buffer)
+        self.variable, self.dtype, self.size = buffer.variable, buffer.dtype, buffer.size
+        self.operands: list[Operand] = []
+        self.columns = 0
+        self.site: Any = None  # of the first member the operation has it
+
+
+def member(launch: Launch, words: Callable[[], str]) -> Member | None:
+    """A launch as a member, None if it can't be one."""
+    op = launch.op
+    (result, *more) = launch.results
+    if more or result is None or not op.elementwise or not op.atomic or op.random or op.updates or launch.through:
+        return None
+    buffer, shape, strides, offset, dtype = result
+    size = math.prod(shape)
+    if strides is not None or offset or buffer.size != size or buffer.dtype != dtype or dtype == np.float16:
+        return None
+    if size < FUSE:
+        return None
+    new = Member(launch, buffer, words)
+    for o in launch.operands:
+        operand = _operand(new, o, shape)
+        if operand is None:
+            return None
+        new.operands.append(operand)
+    return new
+
+
+def _operand(new: Member, o: Any, shape: Shape) -> Operand | None:
+    if type(o) is not tuple:
+        return (CONSTANT, o, 0) if getattr(o, "ndim", 0) == 0 else None
+    buffer, own, strides, offset = o
+    if strides is not None or buffer.dtype == np.float16:
+        return None
+    if own == shape:
+        return FLAT, buffer, offset
+    n = math.prod(own)
+    plain = own[-len(shape) :] if len(own) > len(shape) else (1,) * (len(shape) - len(own)) + own
+    rows = next((i for i, (a, b) in enumerate(zip(plain, shape, strict=True)) if a != 1 or b == 1), len(shape))
+    if n > 1 and plain[rows:] == shape[rows:]:  # a row: whole trailing axes
+        kind, columns = ROW, n
+    else:
+        last = next((i for i, (a, b) in enumerate(zip(plain, shape, strict=True)) if a != b), len(shape))
+        if n == 1 or any(a != 1 for a in plain[last:]):
+            return None
+        kind, columns = COLUMN, math.prod(shape[last:])
+    if new.columns not in (0, columns) or columns > TILE:
+        return None
+    new.columns = columns
+    return kind, buffer, offset
+
+
+class Segment:
+    """The function of a fusible operation: see engine/joining.py for `door` and `awaited`."""
+
+    __slots__ = ("awaited", "columns", "door", "made", "members")
+
+    def __init__(self, first: Member) -> None:
+        self.members: list[Member] = [first]
+        self.door: list[Any] = [self.members]
+        self.awaited: tuple[Operation, ...] = ()
+        #: of which member a variable's value is
+        self.made: dict[Any, int] = {first.variable: 0}
+        self.columns = first.columns
+
+    # ---- under P ---------------------------------------------------------------------------------------------------
+
+    def takes(self, other: Segment) -> list[Step] | None:
+        """Steps that add the one member of another segment; the first asks the door."""
+        (new,) = other.members
+        members, made = self.members, self.made
+        if new.size != members[0].size:
+            return None
+        if new.columns and self.columns not in (0, new.columns):
+            return None
+        operands: list[Operand] = []
+        for kind, value, offset in new.operands:
+            index = made.get(value.variable) if isinstance(value, Buffer) else None
+            if index is None:
+                operands.append((kind, value, offset))
+            elif kind is FLAT and not offset and value.size == new.size:
+                operands.append((VALUE, index, 0))
+            else:
+                return None  # a part, or a broadcast, of what a member makes
+        new.operands = operands
+        new.site = here(6)
+        return [
+            (list.index, self.door, members),
+            (list.append, members, new),
+            (made.__setitem__, new.variable, len(members)),
+            (setattr, self, "columns", self.columns or new.columns),
+        ]
+
+    # ---- on a worker -----------------------------------------------------------------------------------------------
+
+    def __call__(self) -> None:
+        if self.door:
+            op = here_and_now.stack[-1]
+            op.engine.dwell(op)
+            self.door.clear()
+        Program(self.members, self.columns).run()
+
+
+class Program:
+    """What a segment does for each tile: for every member that is needed, its kernel with slots for arrays.
+
+    A slot is a flat external array, a row, a column, a constant, the memory of a living value, or scratch memory of a
+    tile, which is used again as soon as nobody needs what is in it.
+    """
+
+    def __init__(self, members: Sequence[Member], columns: int) -> None:
+        self.members = members
+        self.columns = columns
+        self.size = members[0].size
+        alive = [m.out() for m in members]
+        needed = [buffer is not None for buffer in alive]
+        last = list(range(len(members)))  # the last member that uses a value
+        for i in range(len(members) - 1, -1, -1):
+            if needed[i]:
+                for kind, value, _ in members[i].operands:
+                    if kind is VALUE:
+                        last[value] = max(last[value], i)
+                        needed[value] = True
+        self.scratch: list[Any] = []  # dtypes
+        self.steps: list[tuple[int, list[tuple[int, Any]], tuple[int, Any]]] = []
+        places: dict[int, tuple[int, Any]] = {}
+        free: dict[Any, list[int]] = {}
+        for i, m in enumerate(members):
+            if not needed[i]:
+                continue
+            operands = [self._source(o, places) for o in m.operands]
+            buffer = alive[i]
+            if buffer is not None:
+                places[i] = FLAT, buffer.allocate().reshape(-1)
+            else:
+                idle = free.setdefault(m.dtype, [])
+                if not idle:
+                    idle.append(len(self.scratch))
+                    self.scratch.append(m.dtype)
+                places[i] = VALUE, idle.pop()
+            self.steps.append((i, operands, places[i]))
+            for kind, value, _ in m.operands:
+                if kind is VALUE and last[value] == i and places[value][0] is VALUE and alive[value] is None:
+                    slot = places[value][1]
+                    idle = free.setdefault(members[value].dtype, [])
+                    if slot not in idle:
+                        idle.append(slot)
+        step = SMALL_TILE if self.size < MANY else TILE
+        self.tile = step if not columns else max(1, step // columns) * columns
+        self.idle: deque[list[RawArray]] = deque()  # scratch memory that no tile uses now
+        self.failed: list[tuple[int, int]] = []
+
+    def _source(self, operand: Operand, places: dict[int, tuple[int, Any]]) -> tuple[int, Any]:
+        kind, value, offset = operand
+        if kind is VALUE:
+            return places[value]
+        if kind is FLAT:
+            return FLAT, value.view((self.size,), None, offset)
+        if kind is ROW:
+            return ROW, value.view((self.columns,), None, offset)
+        if kind is COLUMN:
+            return COLUMN, value.view((self.size // self.columns, 1), None, offset)
+        return CONSTANT, value
+
+    def run(self) -> None:
+        try:
+            parallel(self._tile, range(0, self.size, self.tile) if self.steps else ())
+        except BaseException:
+            if self.failed:
+                self._blame(self.members[min(self.failed)[1]])
+            raise
+
+    def _blame(self, m: Member) -> None:
+        """The operation that failed is this member's: name, operands and line."""
+        op = here_and_now.stack[-1]
+        op.name, op.operands, op.site = m.op.name, m.words, m.site or op.site
+
+    def _tile(self, low: int) -> None:
+        high = min(low + self.tile, self.size)
+        n = high - low
+        try:
+            scratch = self.idle.popleft()
+        except IndexError:
+            scratch = [np.empty(self.tile, dtype) for dtype in self.scratch]
+        columns, members = self.columns, self.members
+        for i, operands, (where, target) in self.steps:
+            m = members[i]
+            op = m.op
+            arrays = [_part(kind, value, low, high, columns, scratch) for kind, value in operands]
+            out = target[low:high] if where is FLAT else scratch[target][:n]
+            if m.columns:
+                arrays = [
+                    a.reshape(-1, columns) if kind in (FLAT, VALUE) else a
+                    for (kind, _), a in zip(operands, arrays, strict=True)
+                ]
+                out = out.reshape(-1, columns)
+            try:
+                if op.ufunc is not None:
+                    function, *arguments = call_into(op.ufunc, *arrays, out=out)
+                    function(*arguments)
+                else:
+                    for function, *arguments in op.kernel(np, *arrays, **m.attributes, **{op.outputs[0]: out}):
+                        function(*arguments)
+            except BaseException:
+                self.failed.append((low, i))
+                raise
+        self.idle.append(scratch)
+
+
+def _part(kind: int, value: Any, low: int, high: int, columns: int, scratch: Sequence[RawArray]) -> Any:
+    if kind is FLAT:
+        return value[low:high]
+    if kind is VALUE:
+        return scratch[value][: high - low]
+    if kind is COLUMN:
+        return value[low // columns : high // columns]
+    return value
+
+
+def fusible(launch: Launch, words: Callable[[], str]) -> Operation | None:
+    """The operation of a launch that may join, or be joined by, others; None: it is an ordinary one."""
+    new = member(launch, words)
+    if new is None:
+        return None
+    return Fusible(Kind.KERNEL, Segment(new), launch.op.name, operands=words, nbytes=launch.weigh)
