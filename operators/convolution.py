@@ -1,96 +1,28 @@
 """Convolution: three bilinear operators closed under differentiation, and MXNet's two layers on top of them.
 
-Each is im2col (or its transpose) and one BLAS product for every group and sample, or block of samples.  The blocks
-depend on shapes alone, and so do the bits.  Data are (n, channels, ...) with one, two or three axes of positions.
+Each goes over the samples in blocks, on several workers: im2col (or its transpose) and one BLAS product for every block
+and group.  The blocks depend on shapes alone, and so do the bits.  Within a block the samples are the last axis, so
+that what is copied and added is long runs of memory.  Data are (n, channels, ...) with one, two or three axes of
+positions.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..engine.parallel import parallel
 from .faces import Rule
 from .infer import floating, uniform
 from .nn import check_bias, known, spelling
+from .products import cuts
 from .schema import Attributes, Inferred, Metas, Sample, operator
+from .windows import LAYOUTS, Extents, Plan, empty, extents, geometry, interior, positions_of, window
 
-BLOCK = 1 << 18  # bytes of columns that are made before they are multiplied: about a second-level cache
-Extents = tuple[int, ...]
-LAYOUTS = (None, "NCW", "NCHW", "NCDHW")
+PARTS = 8  # at most so many sums are made apart and then added
 IGNORED = ("workspace", "cudnn_tune", "cudnn_off")
-
-
-def extents(what: str, value: Any, axes: int, default: int, least: int) -> Extents:
-    """One number for each axis of positions, from an attribute that may be empty or a single number."""
-    given = (default,) * axes if value is None or value == () else (value,) if np.ndim(value) == 0 else tuple(value)
-    if len(given) != axes or any(int(n) < least for n in given):
-        raise ValueError(f"{what} {value}: {axes} numbers from {least} expected")
-    return tuple(int(n) for n in given)
-
-
-def geometry(attributes: Attributes, axes: int) -> Attributes:
-    """The attributes with stride, dilate and pad as tuples."""
-    made = dict(attributes)
-    for name, default, least in (("stride", 1, 1), ("dilate", 1, 1), ("pad", 0, 0)):
-        made[name] = extents(name, attributes[name], axes, default, least)
-    return made
-
-
-def _positions(size: Extents, kernel: Extents, stride: Extents, dilate: Extents, pad: Extents) -> Extents:
-    """How many windows fit along each axis."""
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilate, strict=True)]
-    found = tuple((n + 2 * p - r) // s + 1 for n, p, r, s in zip(size, pad, reach, stride, strict=True))
-    if any(n < 1 for n in found):
-        raise ValueError(f"a kernel of extent {tuple(reach)} exceeds data of {size} padded by {pad}")
-    return found
-
-
-def interior(pad: Extents, size: Extents) -> Any:
-    """Where the data lie in padded data."""
-    return (..., *(slice(p, p + n) for p, n in zip(pad, size, strict=True)))
-
-
-def window(offset: Sequence[int], stride: Extents, positions: Extents) -> Any:
-    """In padded data, the element at this offset of every window."""
-    return (..., *(slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offset, stride, positions, strict=True)))
-
-
-class _Plan:
-    """The shapes of one convolution; `blocks` are the ranges of samples that are done together."""
-
-    def __init__(self, data: Extents, weight: Extents, attributes: Attributes, itemsize: int) -> None:
-        self.n, self.channels, *size = data
-        self.filters, _, *kernel = weight
-        self.size, self.kernel = tuple(size), tuple(kernel)
-        self.stride, self.dilate, self.pad = attributes["stride"], attributes["dilate"], attributes["pad"]
-        self.groups = attributes["num_group"]
-        self.positions = _positions(self.size, self.kernel, self.stride, self.dilate, self.pad)
-        self.padded = tuple(n + 2 * p for n, p in zip(self.size, self.pad, strict=True))
-        self.rows, self.columns = math.prod(weight[1:]), math.prod(self.positions)
-        bytes_of_one = max(self.groups * self.rows * self.columns * itemsize, 1)
-        step = max(BLOCK // bytes_of_one, 1)
-        self.blocks = [(i, min(i + step, self.n)) for i in range(0, self.n, step)]
-
-    def windows(self, xp: Any, data: Any) -> Any:
-        """All windows of a block of samples, as a view (n, channels, *kernel, *positions)."""
-        if any(self.pad):
-            padded = xp.zeros((*data.shape[:2], *self.padded), data.dtype)
-            padded[interior(self.pad, self.size)] = data
-            data = padded
-        steps = data.strides[2:]
-        within = [s * d for s, d in zip(steps, self.dilate, strict=True)]
-        between = [s * d for s, d in zip(steps, self.stride, strict=True)]
-        shape = (*data.shape[:2], *self.kernel, *self.positions)
-        return xp.lib.stride_tricks.as_strided(data, shape, (*data.strides[:2], *within, *between))
-
-    def offsets(self) -> Any:
-        """(index in the kernel, offset in padded data) of every element of a window."""
-        for index in itertools.product(*map(range, self.kernel)):
-            yield index, [i * d for i, d in zip(index, self.dilate, strict=True)]
 
 
 def _channels(what: str, shape: Extents, expected: int) -> None:
@@ -126,7 +58,7 @@ def _convolution(metas: Metas, attributes: Attributes) -> Inferred:
     _channels("data", data, weight[1] * groups)
     check_bias(metas[2], metas[2] is None, weight[0])
     where = attributes["stride"], attributes["dilate"], attributes["pad"]
-    positions = _positions(data[2:], weight[2:], *where)
+    positions = positions_of(data[2:], weight[2:], *where)
     return (((data[0], weight[0], *positions), metas[0][1]),), attributes  # type: ignore[index]
 
 
@@ -198,14 +130,19 @@ def convolution(
     Result: (n, filters, *positions), positions = (size + 2 pad - (kernel - 1) dilate - 1) // stride + 1.
     """
     attributes = {"stride": stride, "dilate": dilate, "pad": pad, "num_group": num_group}
-    plan = _Plan(data.shape, weight.shape, attributes, data.itemsize)
-    groups = plan.groups
-    factor = weight.reshape(groups, plan.filters // groups, plan.rows)
-    for first, last in plan.blocks:
-        columns = plan.windows(xp, data[first:last]).reshape(last - first, groups, plan.rows, plan.columns)
-        out[first:last] = xp.matmul(factor, columns).reshape(last - first, plan.filters, *plan.positions)
-    if bias is not None:
-        xp.add(out, bias.reshape(-1, *(1,) * len(plan.kernel)), out)
+    plan = Plan(xp, data.shape, weight.shape, attributes, data.itemsize)
+    factor = plan.factor(weight)
+
+    def block(part: slice) -> None:
+        n = part.stop - part.start
+        made = empty(xp, (plan.groups, plan.filters // plan.groups, plan.columns * n), data.dtype)
+        xp.matmul(factor, plan.patches(data[part]), made)
+        made = made.reshape(plan.filters, *plan.positions, n)
+        if bias is not None:
+            xp.add(made, bias.reshape(-1, *(1,) * (made.ndim - 1)), made)
+        out[part] = xp.moveaxis(made, -1, 0)
+
+    parallel(block, plan.blocks)
 
 
 def _sum_of_channels(F: Any, g: Any) -> Any:
@@ -228,7 +165,7 @@ def _conv_data_grad(metas: Metas, attributes: Attributes) -> Inferred:
     _channels("shape", shape, weight[1] * groups)
     check_bias(metas[2], metas[2] is None, shape[1])
     where = attributes["stride"], attributes["dilate"], attributes["pad"]
-    if shape[0] != grad[0] or _positions(shape[2:], weight[2:], *where) != grad[2:]:
+    if shape[0] != grad[0] or positions_of(shape[2:], weight[2:], *where) != grad[2:]:
         raise ValueError(f"not the positions of a convolution of {shape}")
     return ((shape, metas[0][1]),), attributes  # type: ignore[index]
 
@@ -254,19 +191,24 @@ def conv_data_grad(
     Result: `shape`, (n, channels, *size).
     """
     attributes = {"stride": stride, "dilate": dilate, "pad": pad, "num_group": num_group}
-    plan = _Plan(shape, weight.shape, attributes, grad.itemsize)
-    groups = plan.groups
-    factor = weight.reshape(groups, plan.filters // groups, plan.rows).swapaxes(1, 2)
-    for first, last in plan.blocks:
-        n = last - first
-        rows = grad[first:last].reshape(n, groups, plan.filters // groups, plan.columns)
-        parts = xp.matmul(factor, rows).reshape(n, plan.channels, *plan.kernel, *plan.positions)
-        padded = xp.zeros((n, plan.channels, *plan.padded), grad.dtype)
+    plan = Plan(xp, shape, weight.shape, attributes, grad.itemsize)
+    factor = plan.factor(weight).swapaxes(1, 2)
+
+    def block(part: slice) -> None:
+        n = part.stop - part.start
+        parts = empty(xp, (plan.groups, plan.rows, plan.columns * n), grad.dtype)
+        xp.matmul(factor, plan.outcomes(grad[part]), parts)
+        parts = parts.reshape(plan.channels, *plan.kernel, *plan.positions, n)
+        padded = empty(xp, (plan.channels, *plan.padded, n), grad.dtype)
+        padded[...] = 0
         for index, offset in plan.offsets():
-            padded[window(offset, plan.stride, plan.positions)] += parts[:, :, *index]
-        out[first:last] = padded[interior(plan.pad, plan.size)]
-    if bias is not None:
-        xp.add(out, bias.reshape(-1, *(1,) * len(plan.kernel)), out)
+            target = padded[(slice(None), *window(offset, plan.stride, plan.positions)[1:])]
+            xp.add(target, parts[:, *index], target)
+        if bias is not None:
+            xp.add(padded, bias.reshape(-1, *(1,) * (padded.ndim - 1)), padded)
+        out[part] = xp.moveaxis(padded[(slice(None), *interior(plan.pad, plan.size)[1:])], -1, 0)
+
+    parallel(block, plan.blocks)
 
 
 conv_data_grad.grad(
@@ -288,7 +230,7 @@ def _conv_weight_grad(metas: Metas, attributes: Attributes) -> Inferred:
     _channels("grad", grad, shape[0])
     _channels("data", data, shape[1] * groups)
     where = attributes["stride"], attributes["dilate"], attributes["pad"]
-    if data[0] != grad[0] or _positions(data[2:], shape[2:], *where) != grad[2:]:
+    if data[0] != grad[0] or positions_of(data[2:], shape[2:], *where) != grad[2:]:
         raise ValueError(f"not the positions of a convolution with a weight of {shape}")
     return ((shape, metas[0][1]),), attributes  # type: ignore[index]
 
@@ -314,16 +256,25 @@ def conv_weight_grad(
     *kernel).
     """
     attributes = {"stride": stride, "dilate": dilate, "pad": pad, "num_group": num_group}
-    plan = _Plan(data.shape, shape, attributes, data.itemsize)
-    groups, axes = plan.groups, len(plan.kernel)
-    total = xp.zeros((groups, plan.filters // groups, plan.rows), data.dtype)
-    positions_last = (1, *range(2, 2 + axes), 0, *range(2 + axes, 2 + 2 * axes))
-    for first, last in plan.blocks:
-        columns = (last - first) * plan.columns
-        patches = plan.windows(xp, data[first:last]).transpose(positions_last).reshape(groups, plan.rows, columns)
-        rows = grad[first:last].swapaxes(0, 1).reshape(groups, plan.filters // groups, columns)
-        total += xp.matmul(rows, patches.swapaxes(1, 2))
-    out[...] = total.reshape(shape)
+    plan = Plan(xp, data.shape, shape, attributes, data.itemsize)
+    form = (plan.groups, plan.filters // plan.groups, plan.rows)
+    shares = cuts(len(plan.blocks), min(PARTS, len(plan.blocks)), 1)
+    totals: list[Any] = [None] * len(shares)
+
+    def share(i: int) -> None:
+        total = empty(xp, form, data.dtype)
+        total[...] = 0
+        for part in plan.blocks[shares[i]]:
+            total += xp.matmul(plan.outcomes(grad[part]), plan.patches(data[part]).swapaxes(1, 2))
+        totals[i] = total
+
+    parallel(share, range(len(shares)))
+    out[...] = 0
+    whole = out.reshape(form)
+    for total in totals:
+        whole += total
+    if not xp.may_share_memory(whole, out):
+        out[...] = whole.reshape(shape)
 
 
 conv_weight_grad.grad(

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .convolution import LAYOUTS, Extents, extents, interior, window
+from ..engine.parallel import parallel
 from .faces import Rule
 from .infer import floating
 from .nn import X, known, spelling
+from .products import cuts
 from .schema import Attributes, Inferred, Metas, Sample, constant, operator
+from .windows import LAYOUTS, Extents, empty, extents, interior, window
 
 COUNTS = ("none", "padded", "data")
 
@@ -36,6 +38,11 @@ def _extent(size: Extents, kernel: Extents, stride: Extents, pad: Extents, posit
     """The size of padded data: all the data with their padding in front, and all that the windows reach."""
     along = zip(size, kernel, stride, pad, positions, strict=True)
     return tuple(max(n + p, (m - 1) * s + k) for n, k, s, p, m in along)
+
+
+def _blocks(data: Any) -> list[slice]:
+    """The samples, in blocks that stay in the processor's cache."""
+    return cuts(len(data), max(1, min(len(data), data.size >> 16)), 1) if data.size else []
 
 
 def _offsets(kernel: Extents) -> Any:
@@ -109,18 +116,28 @@ def max_pool(xp: Any, x: Any, *, kernel: Any, stride: Any, pad: Any, positions: 
     x: (n, c, *size), not bool.   Result: (n, c, *positions).   All attributes: one number for each axis of size.
     """
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    padded = _padded(xp, x, kernel, stride, pad, positions, lowest)
     if math.prod(positions) == 1:
+        padded = _padded(xp, x, kernel, stride, pad, positions, lowest)
         flat = padded[(..., *map(slice, kernel))].reshape(*x.shape[:2], math.prod(kernel))
         which.reshape(x.shape[:2])[...] = flat.argmax(-1)
         out[...] = flat.max(-1).reshape(out.shape)
         return
-    which[...] = 0
-    out[...] = padded[window((0,) * len(kernel), stride, positions)]
-    for number, offset in itertools.islice(_offsets(kernel), 1, None):
-        candidate = padded[window(offset, stride, positions)]
-        xp.copyto(which, number, where=candidate > out)
-        xp.maximum(candidate, out, out=out)
+
+    def block(part: slice) -> None:
+        padded = _padded(xp, x[part], kernel, stride, pad, positions, lowest)
+        best, first = out[part], which[part]
+        best[...] = padded[window((0,) * len(kernel), stride, positions)]
+        first[...] = 0
+        candidate = empty(xp, best.shape, x.dtype)
+        above, number = empty(xp, best.shape, np.dtype(np.bool_)), empty(xp, best.shape, which.dtype)
+        for i, offset in itertools.islice(_offsets(kernel), 1, None):
+            candidate[...] = padded[window(offset, stride, positions)]
+            xp.greater(candidate, best, above)
+            xp.multiply(above.view(np.uint8), which.dtype.type(i), number)
+            xp.maximum(first, number, out=first)  # the numbers ascend, so the last that was above counts
+            xp.maximum(candidate, best, out=best)
+
+    parallel(block, _blocks(x))
 
 
 def _chosen(metas: Metas, attributes: Attributes) -> Inferred:
@@ -166,10 +183,15 @@ def window_gather(xp: Any, x: Any, which: Any, *, kernel: Any, stride: Any, pad:
 
     x: (n, c, *size).   which: (n, c, *positions), integers, numbers in C order over the kernel.
     """
-    padded = _padded(xp, x, kernel, stride, pad, positions, 0)
-    out[...] = 0
-    for number, offset in _used(xp, which, kernel):
-        xp.copyto(out, padded[window(offset, stride, positions)], where=which == number)
+
+    def block(part: slice) -> None:
+        padded = _padded(xp, x[part], kernel, stride, pad, positions, 0)
+        chosen, made = which[part], out[part]
+        made[...] = 0
+        for number, offset in _used(xp, chosen, kernel):
+            xp.copyto(made, padded[window(offset, stride, positions)], where=chosen == number)
+
+    parallel(block, _blocks(x))
 
 
 def _spread(metas: Metas, attributes: Attributes) -> Inferred:
@@ -189,10 +211,29 @@ def window_scatter(
     xp: Any, x: Any, which: Any, *, shape: Any, kernel: Any, stride: Any, pad: Any, positions: Any, out: Any
 ) -> None:
     """The transpose of window_gather: zeros of `shape`, with each element of x added where it was chosen."""
-    padded = xp.zeros((*shape[:2], *_extent(shape[2:], kernel, stride, pad, positions)), x.dtype)
-    for number, offset in _used(xp, which, kernel):
-        padded[window(offset, stride, positions)] += xp.where(which == number, x, 0)
-    out[...] = padded[interior(pad, shape[2:])]
+    extent = _extent(shape[2:], kernel, stride, pad, positions)
+    apart = all(s >= k for s, k in zip(stride, kernel, strict=True))  # no two windows overlap
+    bits = np.dtype(f"i{x.itemsize}")
+
+    def block(part: slice) -> None:
+        g, chosen = xp.ascontiguousarray(x[part]), which[part]
+        direct = extent == tuple(shape[2:]) and not any(pad)
+        padded = out[part] if direct else empty(xp, (len(g), shape[1], *extent), x.dtype)
+        padded[...] = 0
+        equal, mask, share = (empty(xp, g.shape, np.dtype(dtype)) for dtype in (np.bool_, bits, x.dtype))
+        for number, offset in _used(xp, chosen, kernel):
+            xp.equal(chosen, number, equal)
+            xp.negative(equal.view(np.int8), mask, dtype=bits)  # all bits or none: nan and inf times 0 would be nan
+            xp.bitwise_and(g.view(bits), mask, share.view(bits))
+            target = padded[window(offset, stride, positions)]
+            if apart:
+                target[...] = share
+            else:
+                xp.add(target, share, target)
+        if not direct:
+            out[part] = padded[interior(pad, shape[2:])]
+
+    parallel(block, _blocks(out))
 
 
 max_pool.grad(x=lambda F, g, which, x_shape, **windows: F.window_scatter(g, which, shape=x_shape, **windows))
@@ -255,16 +296,21 @@ def sum_pool(
 
     x: (n, c, *size), floating point.   Result: (n, c, *positions).
     """
-    total = _padded(xp, x, kernel, stride, pad, positions, 0)
-    for axis, (k, s, m) in enumerate(zip(kernel, stride, positions, strict=True)):
-        parts = [total[_along(axis, x.ndim, slice(o, o + s * (m - 1) + 1, s))] for o in range(k)]
-        total = parts[0].copy()
-        for part in parts[1:]:
-            total += part
-    if count != "none":
-        given = {"kernel": kernel, "stride": stride, "pad": pad, "positions": positions, "count": count}
-        total /= _counts(xp, x.shape[2:], given, x.dtype)
-    out[...] = total
+    given = {"kernel": kernel, "stride": stride, "pad": pad, "positions": positions, "count": count}
+    counts = None if count == "none" else _counts(xp, x.shape[2:], given, x.dtype)
+
+    def block(part: slice) -> None:
+        total = _padded(xp, x[part], kernel, stride, pad, positions, 0)
+        for axis, (k, s, m) in enumerate(zip(kernel, stride, positions, strict=True)):
+            parts = [total[_along(axis, x.ndim, slice(o, o + s * (m - 1) + 1, s))] for o in range(k)]
+            total = parts[0].copy()
+            for more in parts[1:]:
+                total += more
+        if counts is not None:
+            total /= counts
+        out[part] = total
+
+    parallel(block, _blocks(x))
 
 
 def _shares(x: Any, shape: Any, count: str = "none", **windows: Any) -> Any:
@@ -288,16 +334,20 @@ def sum_pool_grad(
     xp: Any, x: Any, *, shape: Any, kernel: Any, stride: Any, pad: Any, positions: Any, count: str = "none", out: Any
 ) -> None:
     """The transpose of sum_pool: each element of x, divided by its window's count, added to all of the window."""
-    if count != "none":
-        given = {"kernel": kernel, "stride": stride, "pad": pad, "positions": positions, "count": count}
-        x = x / _counts(xp, shape[2:], given, x.dtype)
+    given = {"kernel": kernel, "stride": stride, "pad": pad, "positions": positions, "count": count}
+    counts = None if count == "none" else _counts(xp, shape[2:], given, x.dtype)
     extent = _extent(shape[2:], kernel, stride, pad, positions)
-    for axis, (n, k, s, m) in enumerate(zip(extent, kernel, stride, positions, strict=True)):
-        wider = xp.zeros((*x.shape[: axis + 2], n, *x.shape[axis + 3 :]), x.dtype)
-        for o in range(k):
-            wider[_along(axis, x.ndim, slice(o, o + s * (m - 1) + 1, s))] += x
-        x = wider
-    out[...] = x[interior(pad, shape[2:])]
+
+    def block(part: slice) -> None:
+        share = x[part] if counts is None else x[part] / counts
+        for axis, (n, k, s, m) in enumerate(zip(extent, kernel, stride, positions, strict=True)):
+            wider = xp.zeros((*share.shape[: axis + 2], n, *share.shape[axis + 3 :]), x.dtype)
+            for o in range(k):
+                wider[_along(axis, x.ndim, slice(o, o + s * (m - 1) + 1, s))] += share
+            share = wider
+        out[part] = share[interior(pad, shape[2:])]
+
+    parallel(block, _blocks(out))
 
 
 sum_pool.grad(x=lambda F, g, x_shape, **windows: F.sum_pool_grad(g, shape=x_shape, **windows))
@@ -335,8 +385,6 @@ lp_pool.grad(x=_lp_gradient)
 
 # ---- MXNet's layer ---------------------------------------------------------------------------------------------------
 
-CONVENTIONS = ("valid", "full", "same")
-
 
 def _positions(size: Extents, kernel: Extents, stride: Extents, pad: Extents, convention: str) -> Extents:
     found = []
@@ -350,7 +398,7 @@ def _pooling_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> An
     (x,) = inputs
     kind, convention = a["pool_type"], a["pooling_convention"]
     known("pool_type", kind, ("max", "avg", "sum", "lp"))
-    known("pooling_convention", convention, CONVENTIONS)
+    known("pooling_convention", convention, ("valid", "full", "same"))
     axes = x.ndim - 2
     if not 1 <= axes <= 3:
         raise ValueError("data (n, channels, ...) with one, two or three axes of positions expected")

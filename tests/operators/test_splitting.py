@@ -11,7 +11,7 @@ import pytest
 
 from vardag import autograd, nd
 from vardag.engine import Engine
-from vardag.operators import launch, numpy_face, products, push, registry
+from vardag.operators import convolution, launch, numpy_face, pooling, products, push, registry
 from vardag.operators.schema import Operator
 
 TIMES = 37  # an odd multiple of the samples' sizes, so that tiles end within vectors
@@ -251,3 +251,71 @@ def test_gradients_of_products_are_the_same_everywhere(monkeypatch: pytest.Monke
     by_x, _ = same_everywhere(program)
     assert len(pieces) == 9
     np.testing.assert_allclose(by_x, np.ones_like(x) @ y.T, 1e-4)
+
+
+# ---- convolution and pooling -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{}, {"stride": (2, 1), "pad": (1, 2)}, {"dilate": (2, 2), "num_group": 2}])
+def test_convolutions_in_blocks_of_samples(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    groups = how.get("num_group", 1)
+    x = rng.integers(-3, 4, (33, 4, 24, 20)).astype("f")
+    w = rng.integers(-3, 4, (6, 4 // groups, 3, 4)).astype("f")
+    bias = rng.integers(-3, 4, 6).astype("f")
+    pieces = counted(monkeypatch, convolution)
+
+    def program() -> Any:
+        arrays = [nd.array(a) for a in (x, w, bias)]
+        for a in arrays:
+            a.attach_grad()
+        with autograd.record():
+            y = nd.Convolution(*arrays, kernel=(3, 4), num_filter=6, **how)
+            loss = (y * y).sum()
+        loss.backward()
+        return [y, *(a.grad for a in arrays)]
+
+    y, *gradients = same_everywhere(program)
+    assert len(pieces) == 9
+    assert min(pieces) > 1
+    reference = registry["convolution"].reference
+    assert reference is not None
+    expected = reference(x.astype("d"), w.astype("d"), bias.astype("d"), **how)
+    assert (y == expected).all()  # small integers: exact
+    for name, given, gradient in (("data", x, gradients[0]), ("weight", w, gradients[1])):
+        other = w if name == "data" else x
+        expected = registry[f"conv_{name}_grad"].reference(2.0 * y, other.astype("d"), shape=given.shape, **how)  # type: ignore[misc]
+        assert (gradient == expected).all()
+
+
+@pytest.mark.parametrize("how", [{"stride": (2, 2)}, {"stride": (1, 2), "pad": (1, 1)}, {"stride": (3, 3)}])
+@pytest.mark.parametrize("kind", ["max", "avg", "sum", "lp"])
+def test_pooling_in_blocks_of_samples(how: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.permutation(40 * 5 * 30 * 30).reshape(40, 5, 30, 30).astype("f")
+    pieces = counted(monkeypatch, pooling)
+
+    def program(x: Any = x) -> Any:
+        a = nd.array(x)
+        a.attach_grad()
+        with autograd.record():
+            y = nd.Pooling(a, kernel=(2, 2), pool_type=kind, p_value=2, **how)
+        y.backward()
+        return [y, a.grad]
+
+    y, gradient = same_everywhere(program)
+    assert min(pieces) == 2
+    apart = [program(x[i : i + 4]) for i in range(0, 40, 4)]
+    assert y.tobytes() == b"".join(part[0].asnumpy().tobytes() for part in apart)
+    assert gradient.tobytes() == b"".join(part[1].asnumpy().tobytes() for part in apart)
+
+
+def test_the_gradient_of_max_pooling_takes_infinities_and_nans() -> None:
+    x = nd.array(np.arange(16.0).reshape(1, 1, 4, 4))
+    x.attach_grad()
+    with autograd.record():
+        y = nd.Pooling(x, kernel=(2, 2), stride=(2, 2))
+    y.backward(nd.array([[[[np.inf, np.nan], [-np.inf, 1]]]]))
+    expected = np.zeros((4, 4), "f")
+    expected[1::2, 1::2] = [[np.inf, np.nan], [-np.inf, 1]]
+    np.testing.assert_array_equal(x.grad.asnumpy()[0, 0], expected)
