@@ -237,8 +237,9 @@ class Admission(Joining):
         if steps:
             tail += steps
         if updates or len(writes) != 1 or writes[0] in reads:
-            reads, writes, updates = strongest(reads, writes, updates)
-            planned = op, reads, writes, updates, steps, keep, False
+            if writes or len(updates) != 1 or updates[0] in reads:
+                reads, writes, updates = strongest(reads, writes, updates)
+                planned = op, reads, writes, updates, steps, keep, False
             for v in updates:
                 if v.engine is not self:
                     self._foreign(v)

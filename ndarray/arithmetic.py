@@ -38,25 +38,21 @@ COMPARISONS = {
 }
 
 
-def bind(cls: type[Array], quick: Mapping[str, Any]) -> None:
+def bind(cls: type[Array], quick: Mapping[str, Any], in_place: Mapping[str, Any]) -> None:
     """Give a class its operators: functions of two operands that give NotImplemented for what is no operand."""
     for method, name in BINARY.items():
-        for prefix, made in zip(("", "r", "i"), _three(quick[name], name), strict=True):
-            setattr(cls, f"__{prefix}{method}__", made)
+        setattr(cls, f"__{method}__", quick[name])
+        setattr(cls, f"__r{method}__", _reflected(quick[name]))
+        setattr(cls, f"__i{method}__", in_place[name])
     for method, (name, symbol) in COMPARISONS.items():
         setattr(cls, f"__{method}__", _comparison(quick[name], name, symbol))
 
 
-def _three(forward: Any, name: str) -> tuple[Any, Any, Any]:
-    """The three methods of one binary operator: forward, reflected, in place."""
-
+def _reflected(quick: Any) -> Any:
     def reflected(self: Any, other: Any) -> Any:
-        return forward(other, self)
+        return quick(other, self)
 
-    def in_place(self: Any, other: Any) -> Any:
-        return getattr(self._ops, name)(self, other, out=self) if isinstance(other, OPERANDS) else NotImplemented
-
-    return forward, reflected, in_place
+    return reflected
 
 
 def _comparison(quick: Any, name: str, symbol: str) -> Any:

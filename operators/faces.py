@@ -22,6 +22,7 @@ from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .fusion import FUSE
+from .in_place import in_place
 from .infer import loop_dtypes
 from .push import invoke, operands, refusal
 from .schema import Attributes, Operator, registry
@@ -95,6 +96,7 @@ class Face:
         self.methods: dict[str, Method] = {}
         #: operators as functions of two operands, for Python's operators
         self.quick: dict[str, Method] = {}
+        self.quick_in_place: dict[str, Method] = {}
         #: functions that are made of operators
         self.composed: dict[str, Method] = {}
 
@@ -107,7 +109,10 @@ class Face:
         def operator(x: Any, y: Any) -> Any:
             return call(x, y) if isinstance(x, OPERANDS) and isinstance(y, OPERANDS) else NotImplemented
 
-        self.quick[op.name] = operator
+        def update(x: Any, y: Any) -> Any:
+            return call(x, y, out=x) if isinstance(y, OPERANDS) else NotImplemented
+
+        self.quick[op.name], self.quick_in_place[op.name] = operator, update
         if op.ufunc is None or op.variant is not None:
             return call
         plain, same = [], []
@@ -135,12 +140,14 @@ class Face:
         function: Any = one
         if make is pair:
             function, self.quick[op.name] = two, pair(rule._replace(general=operator))
+            if op.ufunc not in (np.maximum, np.minimum):  # they take no positional out
+                self.quick_in_place[op.name] = in_place(rule._replace(general=self.quick_in_place[op.name]))
         function.__name__ = function.__qualname__ = op.name
         function.__doc__ = op.doc
         return function  # type: ignore[no-any-return]
 
     def __dir__(self) -> list[str]:
-        return [name for name in vars(self) if name not in ("methods", "quick", "composed")]
+        return [name for name in vars(self) if name not in ("methods", "quick", "quick_in_place", "composed")]
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"there is no operator {name!r}")
@@ -337,7 +344,7 @@ def publish() -> None:
         numpy_face._publish(op)
         nd_face._publish(op)
     for face in (numpy_face, nd_face):
-        bind(face.cls, face.quick)
+        bind(face.cls, face.quick, face.quick_in_place)
         for name in face.methods.keys() & set(dir(face.cls)):
             if name in vars(face.cls) or name in vars(Array):
                 del face.methods[name]

@@ -169,3 +169,66 @@ def test_recorded_operands_are_left_to_the_push_path(engine: Engine) -> None:
         y = (x * x).sum()
     y.backward()
     assert x.grad.asnumpy().tolist() == [2, 4]
+
+
+def test_in_place_within_the_push(engine: Engine) -> None:
+    w, g = nd.array([1.0, 2, 3]), nd.array([1.0, 1, 2])
+    view = w[:]
+    before = engine.statistics().inline
+    w -= 0.5 * g
+    w *= 2
+    w += w
+    assert engine.statistics().inline - before >= 4
+    assert view.asnumpy().tolist() == w.asnumpy().tolist() == [2, 6, 8]
+    assert w.version == 3
+
+
+CASES = ["held", "pending reader", "pending operand", "poisoned", "recorded", "part", "read-only"]
+
+
+@pytest.mark.parametrize("case", CASES)
+    "case", ["held", "pending reader", "pending operand", "poisoned", "recorded", "part", "read-only"]
+)
+def test_in_place_is_left_to_the_push_path(engine: Engine, case: str) -> None:
+    w, g = nd.array([1.0, 2]), nd.array([3.0, 4])
+    g += 0
+    gate = Gate()
+    if case == "held":
+        kept = w.copy()  # shares the bytes
+        w += g
+        assert (kept.asnumpy().tolist(), w.asnumpy().tolist()) == ([1, 2], [4, 6])
+    elif case == "pending reader":
+        seen: list[Any] = []
+        engine.push(lambda a: (gate(), seen.append(a.tolist())), reads=[w])
+        w += g
+        gate.open()
+        assert (w.asnumpy().tolist(), seen) == ([4, 6], [[1, 2]])
+    elif case == "pending operand":
+        engine.push(lambda a: (gate(), a.fill(7)), writes=[g])
+        w += g
+        gate.open()
+        assert w.asnumpy().tolist() == [8, 9]
+    elif case == "poisoned":
+        engine.push(lambda a: 1 / 0, updates=[g])
+        w += g
+        with pytest.raises(ZeroDivisionError):
+            w.asnumpy()
+    elif case == "recorded":
+        w.attach_grad()
+        with autograd.record():
+            y = w * 1
+            y *= g
+        y.backward()
+        assert w.grad.asnumpy().tolist() == [3, 4]
+    elif case == "part":
+        w[:1] += 1
+        assert w.asnumpy().tolist() == [2, 2]
+    else:
+
+        class Writes(autograd.Function):
+            def forward(self, x: Any) -> Any:
+                x += 1
+                return x
+
+        with pytest.raises(Exception, match="read-only"):
+            Writes()(w)

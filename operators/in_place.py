@@ -1,0 +1,74 @@
+"""``x += y`` of small ready arrays: the kernel runs within its push, without the push path's general questions.
+
+Anything else is left to the push path: a recorded scope, a part of a chunk, bytes that somebody holds, pending readers
+or writers, an operand of another dtype or shape.  Those answers are found under the order lock, in the plan, and the
+kernel runs under it too: so they still hold when it writes.                      [tests/operators/test_tiny.py]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine import DONE, OK, Kind, Operation
+from ..ndarray.buffer import Admission, conflicts
+from ..ndarray.line import scope
+from .push import operands
+from .tiny import INLINE, Ufunc, number
+
+ATOMIC = Kind.ATOMIC
+NOTHING: Admission = (None, (), (), (), [], [], False)
+
+
+def in_place(rule: Ufunc) -> Any:
+    """A ufunc of two operands as a function (x, y) that puts its result into x."""
+    op, ufunc, cls, general, _, same, _, _ = rule
+    most, get = int(INLINE // op.cost), scope.get
+
+    def function(x: Any, y: Any) -> Any:
+        if type(x) is not cls or x._strides is not None or get().recorder is not None:
+            return general(x, y)
+        engine, chunk = x._place.engine, x._chunk
+        admitted: list[Operation] = []
+
+        def plan() -> Admission:
+            admitted.clear()
+            buffer, line = chunk.buffer, x._line
+            raw, v = buffer.raw, buffer.variable
+            writer = v.writer
+            if raw is None or line is not None or buffer.size > most or raw.shape != x._shape or raw.dtype not in same:
+                return NOTHING
+            if (writer is not None and (writer.state is not DONE or writer.fate is not OK)) or not engine.calm():
+                return NOTHING
+            for p in v.readers:
+                if p.state is not DONE:
+                    return NOTHING
+            if buffer.holders and conflicts(buffer, chunk, 0, buffer.size):
+                return NOTHING
+            reads: tuple[Any, ...] = ()
+            if type(y) is cls:
+                other = y._raw  # of a young array nobody takes the lock from us to write it
+                if other is None:
+                    source = y._chunk
+                    w = source.buffer.variable.writer
+                    other = source.buffer.raw
+                    if source is chunk or other is None or y._strides is not None or other.shape != y._shape:
+                        return NOTHING
+                    if w is not None and (w.state is not DONE or w.fate is not OK):
+                        return NOTHING
+                    reads = (source.buffer.variable,)
+                if other.dtype is not raw.dtype or other.shape != raw.shape or y._place is not x._place:
+                    return NOTHING
+            elif number(y, raw.dtype):
+                other = y
+            else:
+                return NOTHING
+            step = (ufunc, raw, other, raw)
+            words = lambda: operands(op, (x, y if type(y) is cls else raw.dtype.type(y)))  # noqa: E731
+            admitted.append(Operation(ATOMIC, lambda: (step,), op.name, cheap=True, operands=words))
+            version = (setattr, chunk, "version", chunk.version + 1)
+            return admitted[0], reads, (), (v,), [version], [], False
+
+        engine.admit(plan)
+        return x if admitted else general(x, y)
+
+    return function
