@@ -187,8 +187,6 @@ CASES = ["held", "pending reader", "pending operand", "poisoned", "recorded", "p
 
 
 @pytest.mark.parametrize("case", CASES)
-    "case", ["held", "pending reader", "pending operand", "poisoned", "recorded", "part", "read-only"]
-)
 def test_in_place_is_left_to_the_push_path(engine: Engine, case: str) -> None:
     w, g = nd.array([1.0, 2]), nd.array([3.0, 4])
     g += 0
