@@ -87,14 +87,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
     places = range(len(bars))
     colours = [COLOURS[bar["met"]] for _, bar in bars]
     axes.barh(places, [bar["ratio"] - 0.01 for _, bar in bars], left=0.01, color=colours, height=0.6)
-    axes.scatter([bar["bar"] or 1 for _, bar in bars], places, marker="|", s=160, color="black", label="bar", zorder=3)
+    limits = [bar["bar"] or float("nan") for _, bar in bars]
+    axes.scatter(limits, places, marker="|", s=160, color="black", label="bar", zorder=3)
     axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     least = min(min(bar["ratio"], bar["bar"] or 1) for _, bar in bars)
     axes.set_xlim(max(0.02, least / 2), None)
     axes.set_yticks(places, [f"{title}  ({NAMES[bar['best']]})" for title, bar in bars])
     axes.invert_yaxis()
-    axes.set_xlabel("vardag's time by that of the best peer, given in brackets (below 1: vardag is faster)")
+    axes.set_xlabel("ratio to the best peer, which is in brackets\n(below 1: vardag is faster)")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
