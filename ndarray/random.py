@@ -1,19 +1,21 @@
 """Random numbers: counter-based, so that random operations do not depend on each other and any worker may run them.
 
 Each push of a random operator takes the next number of its device's stream, in push order; the operation draws from a
-Philox generator that starts at that number.  The same seed therefore gives the same bytes for any number of workers.
+Philox generator that starts at that number.  Much is drawn in blocks of `BLOCK` numbers, each from a counter of its
+own, so workers can share them.  The same seed therefore gives the same bytes for any number of workers.
 """
 
 from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..engine import ArgumentError
+from ..engine.parallel import parallel
 from ._late import nd_face
 from .context import Context
 
@@ -77,11 +79,27 @@ def seed(seed_state: int, ctx: Context | str = "all") -> None:
         raise ArgumentError(f"[seed] {ctx!r}: a Context or 'all' expected")
 
 
-def generator(taken: Seed) -> np.random.Generator:
-    """The generator of one operation."""
+BLOCK = 1 << 16  # numbers: part of the definition of what a seed gives
+
+
+def generator(taken: Seed, block: int = 0) -> np.random.Generator:
+    """The generator of one operation, or of one block of its numbers."""
     key, number = taken
-    counter: Any = (0, 0, number, 0)
+    counter: Any = (0, block, number, 0)
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))
+
+
+def draw_into(out: Any, taken: Seed, draw: Callable[[np.random.Generator, int], Any]) -> None:
+    """Fill `out` with independent numbers: ``draw(generator, n)`` gives n of them."""
+    flat = out.reshape(-1) if out.flags.c_contiguous else np.empty(out.size, out.dtype)
+
+    def fill(block: int) -> None:
+        part = flat[block * BLOCK : (block + 1) * BLOCK]
+        part[...] = draw(generator(taken, block), len(part))
+
+    parallel(fill, range(-(-out.size // BLOCK)))
+    if not out.flags.c_contiguous:
+        out[...] = flat.reshape(out.shape)
 
 
 # ---- draws: the operators of operators/random.py under the names of MXNet --------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ..ndarray.random import generator
+from ..ndarray.random import draw_into, generator
 from ..ndarray.shape import axes_of
 from .faces import Rule
 from .infer import floating, uniform
@@ -381,8 +381,8 @@ def dropout(
     x: any shape, floating point.   axes: those along which all elements share one draw.   The gradient goes through the
     elements that were kept.   Source: Srivastava et al. 2014.
     """
-    kept = generator(seed).random(mask.shape, np.float32) >= p
-    xp.multiply(kept, mask.dtype.type(1 / (1 - p) if p < 1 else 0), mask)
+    scale = mask.dtype.type(1 / (1 - p) if p < 1 else 0)
+    draw_into(mask, seed, lambda rng, n: (rng.random(n, np.float32) >= p) * scale)
     xp.multiply(x, mask, out)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..ndarray.dtype import FLOAT32, FLOAT64, DType, as_dtype
-from ..ndarray.random import generator
+from ..ndarray.random import draw_into, generator
 from ..ndarray.shape import Shape, as_shape
 from .faces import Rule
 from .infer import like_first
@@ -68,7 +68,8 @@ def _distribution(
         return (((*leading, *shape), dtype),), {"shape": shape, "dtype": dtype}
 
     def from_numbers(xp: Any, *, seed: Any, out: Any, shape: Any, dtype: Any, **given: Any) -> None:
-        out[...] = draw(generator(seed), out.shape, _precision(dtype), **given)
+        precision = _precision(dtype)
+        draw_into(out, seed, lambda rng, n: draw(rng, n, precision, **given))
 
     def from_arrays(xp: Any, *inputs: Any, seed: Any, out: Any, shape: Any, dtype: Any) -> None:
         given = [x.reshape(x.shape + (1,) * len(shape)) for x in inputs]
@@ -143,7 +144,7 @@ def _randint(metas: Metas, attributes: Attributes) -> Inferred:
 )
 def randint(xp: Any, *, begin: int, end: int, shape: Any = None, dtype: Any = None, seed: Any, out: Any) -> None:
     """Uniform integers from begin to end - 1 (in the nd face low and high).  `shape` elements; int32 by default."""
-    out[...] = generator(seed).integers(begin, end, out.shape, dtype)
+    draw_into(out, seed, lambda rng, n: rng.integers(begin, end, n, dtype))
 
 
 # ---- categories ------------------------------------------------------------------------------------------------------

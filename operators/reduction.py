@@ -1,7 +1,8 @@
 """Reductions: sums, products, extremes, norms, and where the extremes lie.
 
 In the canonical face `axis` is None (all), an int or a tuple and () reduces nothing, as in NumPy.  In the nd face () is
-all axes, `exclude` reduces the others, and results have the operand's dtype.  A sum adds in a fixed order.
+all axes, `exclude` reduces the others, and results have the operand's dtype.  What is large is reduced in the order of
+`stages.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..ndarray.shape import axes_of
 from .faces import Rule
 from .infer import averaged, normal_axis, reduced, reduction, summed
 from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, zero
+from .stages import cost, stages, stepwise
 
 DATA = {"data": "x"}
 
@@ -77,19 +79,19 @@ def reducing(
         return steps(x, out, axis, keepdims)
 
     op = operator(
-        name, infer=reduction(dtype, empty=empty), atomic=True, aliases=aliases, samples=samples or _samples(),
-        reference=reference, nd=ND, doc=f"{doc}\n\nx: any shape; axis: None (all), an int or a tuple.",
+        name, infer=reduction(dtype, empty=empty), atomic=True, cost=cost, aliases=aliases, reference=reference,
+        samples=samples or _samples(), nd=ND, doc=f"{doc}\n\nx: any shape; axis: None (all), an int or a tuple.",
     )(kernel)  # fmt: skip
     return op.grad(x=gradient)  # type: ignore[no-any-return]
 
 
 def _reduce(ufunc: np.ufunc) -> Callable[..., Any]:
-    return lambda x, out, axis, keepdims: ((ufunc.reduce, x, axis, None, out, keepdims),)
+    return lambda x, out, axis, keepdims: stages(ufunc, x, out, axis, keepdims)
 
 
 def _mean(x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
     n = math.prod(x.shape[a] for a in axis)
-    return (np.add.reduce, x, axis, None, out, keepdims), (np.divide, out, n, out)
+    return (*stages(np.add, x, out, axis, keepdims), (np.divide, out, n, out))
 
 
 def _spread(F: Any, g: Any, x_shape: Any, axis: Any, keepdims: bool) -> Any:
@@ -189,7 +191,7 @@ def _norm_dtype(dtype: DType | None, attributes: Attributes) -> DType:
     "norm",
     infer=_norm,
     atomic=True,
-    cost=4,
+    cost=lambda *metas: 4 * cost(*metas),
     samples=[Sample((2, 3, 4), ord=ord, axis=axis, low=0.2) for ord in (1, 2) for axis in (None, -1, (0, 2))],
     reference=lambda x, ord=2, axis=None: np.sum(np.abs(x) ** ord, axis) ** (1 / ord),
     nd=Rule(
@@ -208,8 +210,8 @@ def norm(
     x: any shape.  The gradient at the origin is 0 (MXNet: nan).
     """
     parts = xp.empty(x.shape, out.dtype)
-    steps: list[Any] = [(partial((xp.absolute, xp.square)[ord - 1], dtype=out.dtype), x, parts)]
-    steps.append((xp.add.reduce, parts, axis, None, out, keepdims))
+    each = partial((xp.absolute, xp.square)[ord - 1], dtype=out.dtype)
+    steps = [*stepwise(each, x, parts), *stages(xp.add, parts, out, axis, keepdims)]
     return steps if ord == 1 else [*steps, (xp.sqrt, out, out)]
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from vardag import autograd, nd
 from vardag.engine import Engine
-from vardag.operators import convolution, launch, numpy_face, pooling, products, push, registry
+from vardag.ndarray import random
+from vardag.operators import convolution, launch, numpy_face, pooling, products, push, registry, stages
 from vardag.operators.schema import Operator
 
 TIMES = 37  # an odd multiple of the samples' sizes, so that tiles end within vectors
@@ -319,3 +320,111 @@ def test_the_gradient_of_max_pooling_takes_infinities_and_nans() -> None:
     expected = np.zeros((4, 4), "f")
     expected[1::2, 1::2] = [[np.inf, np.nan], [-np.inf, 1]]
     np.testing.assert_array_equal(x.grad.asnumpy()[0, 0], expected)
+
+
+# ---- reductions ------------------------------------------------------------------------------------------------------
+
+REDUCED: list[tuple[tuple[int, ...], Any]] = [
+    (((1 << 20) + 7,), None), ((3, 1 << 19), 1), ((1 << 19, 3), 0), ((2000, 1100), 0), ((2000, 1100), 1),
+    ((64, 20, 32, 32), (0, 2, 3)), ((30, 40, 1000), (0, 2)), ((20, 30, 40, 60), (1, 3)), ((5, 1, 300000), (1, 2)),
+    (((1 << 17) + 1,), None), ((9, 20000), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "prod", "max", "min", "norm", "nansum", "var"])
+@pytest.mark.parametrize(("shape", "axis"), REDUCED)
+def test_reductions_are_the_same_everywhere(shape: Any, axis: Any, name: str) -> None:
+    x = np.random.default_rng(0).uniform(0.99, 1.01, shape)
+    given = x.astype("f")
+    got = same_everywhere(lambda: getattr(numpy_face, name)(nd.array(given), axis=axis))
+    reference = registry[name].reference
+    assert reference is not None
+    np.testing.assert_allclose(got, reference(given.astype("d"), axis=axis), 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float16", "float64"])
+@pytest.mark.parametrize(("shape", "axis"), REDUCED)
+def test_reductions_of_other_dtypes(shape: Any, axis: Any, dtype: str) -> None:
+    x = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    a = nd.array(x, dtype=dtype)
+    assert (numpy_face.max(a, axis=axis).asnumpy() == x.max(axis)).all()
+    total = numpy_face.sum(a, axis=axis).asnumpy()
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            np.testing.assert_allclose(total, x.astype("d").sum(axis).astype(dtype), 1e-2)
+    else:
+        assert total.dtype == x.sum(axis).dtype
+        assert (total == x.sum(axis)).all()
+
+
+def test_a_large_sum_is_that_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The definition, in NumPy's words; also into views, and of views."""
+    x = np.random.default_rng(0).random((1 << 20) + 77).astype("f")
+    pieces = counted(monkeypatch, stages)
+    blocks = [x[i : i + stages.BLOCK].sum() for i in range(0, len(x), stages.BLOCK)]
+    expected = np.array(blocks).sum()
+    a = nd.array(x)
+    assert a.sum().asnumpy().tobytes() == expected.tobytes()
+    assert pieces == [4]
+    column = numpy_face.add(nd.zeros((3, 4)), 0)
+    numpy_face.sum(a, axis=None, out=column[1, 2])
+    assert column.asnumpy()[1, 2] == expected
+    wide = np.random.default_rng(0).random((1500, 1500)).astype("f")
+    target = numpy_face.add(nd.zeros((1500, 3)), 0)
+    numpy_face.sum(nd.array(wide), axis=1, out=target[:, 1])
+    np.testing.assert_allclose(target.asnumpy()[:, 1], wide.sum(1), 1e-5)
+
+
+def test_workers_share_a_reduction_and_the_waiting_thread_does_not_run_it() -> None:
+    with Engine("ThreadedEnginePooled", workers=2) as engine:
+        a = nd.ones((1 << 21,))
+        a.wait_to_read()
+        before = engine.statistics().by_helper
+        for _ in range(20):
+            assert a.sum().asscalar() == 1 << 21
+        assert engine.statistics().by_helper == before
+
+
+# ---- random numbers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", ["uniform", "normal", "gamma", "exponential", "poisson", "negative_binomial"])
+def test_random_numbers_are_the_same_everywhere(name: str, dtype: str) -> None:
+    def program() -> Any:
+        nd.random.seed(3)
+        return [getattr(nd.random, name)(shape=(3, 70001), dtype=dtype), nd.random.randint(0, 1000, shape=(200000,))]
+
+    found = same_everywhere(program)[0].reshape(-1)
+    assert len(set(found[:1000].tolist()) & set(found[1 << 16 : (1 << 16) + 1000].tolist())) < 1000  # blocks differ
+
+
+def test_random_numbers_go_into_views() -> None:
+    nd.random.seed(3)
+    plain = nd.random.uniform(shape=(300, 300))
+    target = nd.zeros((300, 600))
+    nd.random.seed(3)
+    nd.random.uniform(shape=(300, 300), out=target[:, 100:400])
+    assert (target.asnumpy()[:, 100:400] == plain.asnumpy()).all()
+    assert (target.asnumpy()[:, :100] == 0).all()
+
+
+def test_a_seed_gives_known_numbers() -> None:
+    """The definition: block b of operation k is Philox's stream from the counter (0, b, k, 0)."""
+    nd.random.seed(5)
+    nd.random.uniform(shape=(1,))
+    got = nd.random.uniform(shape=(random.BLOCK + 10,)).asnumpy()
+    key = np.random.SeedSequence((5, 0)).generate_state(2, np.uint64)
+    for block, part in enumerate((got[: random.BLOCK], got[random.BLOCK :])):
+        counter: Any = (0, block, 1, 0)
+        rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        assert (part == rng.random(len(part), np.float32)).all()
+
+
+def test_dropout_is_the_same_everywhere() -> None:
+    def program() -> Any:
+        nd.random.seed(3)
+        return nd.Dropout(nd.ones((500, 500)), p=0.3, mode="always")
+
+    found = same_everywhere(program)
+    assert abs((found == 0).mean() - 0.3) < 0.01
