@@ -10,6 +10,7 @@ keeps the buffers, and a later update of a weight is an ordinary write after rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,10 +26,13 @@ from ..operators.faces import numpy_face
 from ..operators.schema import Operator, Text, zero
 from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
 from ..operators.tiny import NOW, Looks
-from .tape import Node, entry_of
+from . import regions
+from .regions import region_of
+from .tape import ASSIGN, VIEW, Node, entry_of
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
 ZERO: Any = zero
+LARGE = 4096  # elements of an array from which its regions are worth a closer look
 
 
 class GraphError(ArgumentError):
@@ -46,6 +50,8 @@ class Walk:
         self.retain, self.create = retain, create
         self.site = here()
         self.cotangents: dict[Any, list[Any]] = {}
+        #: (node, output) of cotangents that are the walk's own: it may write them, see regions.py
+        self.own: set[tuple[Any, int]] = set()
         entries = [entry_of(h) for h in heads]
         for head, entry in zip(heads, entries, strict=True):
             if entry is None:
@@ -101,15 +107,18 @@ class Walk:
                 node.free(self.site)
             self.saved.pop(node, None)
 
-    def _arrive(self, node: Any, index: int, gradient: Any) -> None:
+    def _arrive(self, node: Any, index: int, gradient: Any, own: bool = False) -> None:
         if gradient is None:
             return
         arrived = self.cotangents.setdefault(node, [None] * (len(node.made) if isinstance(node, Node) else 1))
         before = arrived[index]
         if before is None or before is ZERO:
             arrived[index] = gradient
+            if own:
+                self.own.add((node, index))
         elif gradient is not ZERO:
             arrived[index] = numpy_face.add(before, gradient)
+            self.own.add((node, index))
 
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
         """From the cotangents of a node's outputs to those of its inputs."""
@@ -131,6 +140,8 @@ class Walk:
             return
         if not texts:
             return
+        if op in (VIEW, ASSIGN) and not self.create and self._in_regions(node, texts, arrived[0]):
+            return
         cotangents = self._named(node, arrived)
         for i in passing:
             g = cotangents["g"]
@@ -140,10 +151,47 @@ class Walk:
         if texts:
             (self._record if self.create else self._push)(node, texts, cotangents)
 
-    def _deliver(self, node: Node, index: int, gradient: Any) -> None:
+    def _in_regions(self, node: Node, texts: Sequence[int], g: Any) -> bool:
+        """A view, or a write to a part, of a large array: see regions.py."""
+        region, base = region_of(node.attributes), node.metas[0]
+        if region is None or base is None or math.prod(base[0]) < LARGE or base[1].kind != "f":
+            return False
+        if node.op is VIEW:
+            to, index = self.edges[node][0]
+            whole = self._writable(to, index)
+            if whole is None:
+                zeros = numpy_face.zeros(shape=base[0], dtype=base[1], ctx=g.context)
+                self._arrive(to, index, zeros, True)
+                whole = self._writable(to, index)
+            if whole is None:
+                return False
+            regions.add(whole, region, g)
+            return True
+        own = self._writable(node, 0)
+        whole = own if own is not None else numpy_face.add(g, 0)
+        if 1 in texts:
+            value = node.metas[1]
+            assert value is not None
+            if math.prod(value[0]) != math.prod(region[0]):
+                return False  # the value was broadcast
+            self._deliver(node, 1, regions.take(whole, region, value[0]), True)
+        else:
+            regions.clear(whole, region)
+        if 0 in texts:
+            self._deliver(node, 0, whole, True)
+        return True
+
+    def _writable(self, node: Any, index: int) -> Any:
+        """The cotangent, if it is the walk's own and lies in memory as it is."""
+        found = self.cotangents.get(node, [None] * (index + 1))[index]
+        if found is None or found is ZERO or (node, index) not in self.own:
+            return None
+        return found if found._strides is None and found._covers_chunk() else None
+
+    def _deliver(self, node: Node, index: int, gradient: Any, own: bool = False) -> None:
         edge = self.edges[node][index]
         if edge is not None:
-            self._arrive(edge[0], edge[1], gradient)
+            self._arrive(edge[0], edge[1], gradient, own)
 
     def _dense(self, node: Node, index: int, arrived: Any) -> Any:
         """A cotangent as an array of the output's own shape."""
@@ -212,7 +260,7 @@ class Walk:
                         outs[i] = Array._fresh(g._place, meta[0], meta[1])
             self._admit(node, group, outs, cotangents, indices)
             for i, out in outs.items():
-                self._deliver(node, i, out)
+                self._deliver(node, i, out, True)
 
     def _at_once(
         self,
@@ -248,7 +296,7 @@ class Walk:
             return False
         for (_, _, i), made in found:
             raw = made if made.base is None and made.flags.c_contiguous else np.array(made, order="C")
-            self._deliver(node, i, Array._young(place, raw))
+            self._deliver(node, i, Array._young(place, raw), True)
         return True
 
     def _admit(

@@ -148,7 +148,7 @@ class Saved(Holder):
     `entry`: an int says that it is this output of the node that keeps it.  (The entry itself would be a cycle.)
     """
 
-    __slots__ = ("dtype", "entry", "offset", "owner", "place", "shape", "strides")
+    __slots__ = ("dtype", "entry", "offset", "owner", "place", "shape", "span", "strides")
 
     def __init__(
         self, chunk: Chunk, buffer: Buffer, shape: Shape, strides: Strides, offset: int, entry: Any = None
@@ -158,13 +158,19 @@ class Saved(Holder):
         self.place = chunk.place
         self.dtype = buffer.dtype
         self.shape, self.strides, self.offset = shape, strides, offset
+        self.span = extent(shape, strides, offset)
         self.entry = entry
 
     def range(self) -> tuple[int, int]:
-        return extent(self.shape, self.strides, self.offset)
+        return self.span
 
     def move_to(self, buffer: Buffer, low: int) -> list[Step]:
-        return [(setattr, self, "offset", self.offset - low), (setattr, self, "buffer", buffer)]
+        first, last = self.span
+        return [
+            (setattr, self, "offset", self.offset - low),
+            (setattr, self, "span", (first - low, last - low)),
+            (setattr, self, "buffer", buffer),
+        ]
 
 
 class Kept:
@@ -212,10 +218,12 @@ def hold(values: Sequence[Saved], keep: list[Any]) -> list[Step]:
 def conflicts(buffer: Buffer, writer: Chunk | None, low: int, high: int) -> list[Holder]:
     """The living holders, other than the writing chunk, of bytes in this range."""
     found: list[Holder] = []
+    if low >= high:
+        return found
     for r in buffer.holders:
         h = r()
-        if h is not None and h is not writer and h.buffer is buffer and low < high:
-            first, last = h.range()
+        if h is not None and h is not writer and h.buffer is buffer:
+            first, last = h.span if type(h) is Saved else h.range()
             if first < high and low < last:
                 found.append(h)
     return found

@@ -32,7 +32,7 @@ from .schema import Attributes, Meta, Operator, size_of
 
 PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
 INLINE = 16_384.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
-COPIED = PAGE  # elements: the tape keeps smaller values as copies, larger ones by holds
+COPIED = 4096  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 250_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
 HALF = np.dtype(np.float16)
 
