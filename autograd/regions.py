@@ -35,9 +35,8 @@ def _push(name: str, target: Buffer, source: Buffer | None, made: Buffer | None,
     writes = () if made is None else (made.variable,)
 
     def plan() -> Admission:
-        op = Operation(
-            Kind.ATOMIC, prepare, f"backward of {name}", cheap=size <= 16_384, nbytes=made.nbytes if made else 0
-        )
+        nbytes = 0 if made is None else made.nbytes
+        op = Operation(Kind.ATOMIC, prepare, f"backward of {name}", cheap=size <= CHEAP, nbytes=nbytes)
         return op, reads, writes, (target.variable,), [], [], False
 
     target.engine.admit(plan)
