@@ -30,7 +30,7 @@ def _work(metas: Metas, made: Metas, attributes: Attributes) -> float:
     """Multiplications, (mk)(kn)(mn) = (mkn)**2, by BLAS or without it (integers)."""
     sizes = [math.prod(meta[0]) for meta in (*metas, made[0]) if meta is not None]
     assert made[0] is not None
-    return cost(math.sqrt(math.prod(sizes)), 0.3 if made[0][1].kind == "f" else 5.0) + sum(sizes)
+    return cost(math.sqrt(math.prod(sizes)), made[0][1]) + sum(sizes)
 
 
 # ---- matmul: NumPy's rules -------------------------------------------------------------------------------------------

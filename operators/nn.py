@@ -76,7 +76,7 @@ def check_bias(bias: Meta | None, no_bias: bool, units: int) -> None:
 def _fully_connected_cost(metas: Metas, made: Metas, attributes: Attributes) -> float:
     (_, weight, *_), (out,) = metas, made
     assert weight is not None and out is not None
-    return cost(math.prod(out[0]) * weight[0][1], 0.25)
+    return cost(math.prod(out[0]) * weight[0][1], out[1])
 
 
 @operator(

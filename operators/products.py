@@ -11,6 +11,7 @@ import itertools
 from typing import Any
 
 from ..engine.parallel import parallel
+from ..ndarray.dtype import DType
 from .schema import Step
 
 BIG = 1 << 26  # multiplications from which a product is cut: about a millisecond
@@ -19,9 +20,9 @@ MOST = 8  # blocks
 FOR_WORKERS = 1e8  # at least this cost, so that no thread that waits runs it: more than push.HELPED
 
 
-def cost(multiplications: float, each: float) -> float:
-    """What a product costs, in the units of `schema.operator`, `each` a multiplication."""
-    work = multiplications * each
+def cost(multiplications: float, dtype: DType) -> float:
+    """What a product costs, in the units of `schema.operator`: by BLAS, or without it (integers)."""
+    work = multiplications * (0.02 * dtype.itemsize if dtype.kind == "f" else 5.0)
     return max(work, FOR_WORKERS) if multiplications >= 0.99 * BIG else work
 
 

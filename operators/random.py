@@ -93,13 +93,24 @@ def _distribution(
     )(from_arrays)  # fmt: skip
 
 
+def _moved(drawn: Any, by: Any, scale: Any) -> Any:
+    """by + scale * drawn; drawn is overwritten if these are numbers."""
+    if isinstance(by, np.ndarray) or isinstance(scale, np.ndarray):
+        return by + scale * drawn
+    if scale != 1:
+        drawn *= scale
+    if by != 0:
+        drawn += by
+    return drawn
+
+
 # fmt: off
 _distribution(
     "uniform", "Uniform in [low, high).", "low <= high", lambda low, high: low <= high,
-    lambda rng, shape, dtype, low=0.0, high=1.0: low + (high - low) * rng.random(shape, dtype), ("uniform",))
+    lambda rng, shape, dtype, low=0.0, high=1.0: _moved(rng.random(shape, dtype), low, high - low), ("uniform",))
 _distribution(
     "normal", "Normal with mean loc and standard deviation scale.", "scale >= 0", lambda loc, scale: scale >= 0,
-    lambda rng, shape, dtype, loc=0.0, scale=1.0: loc + scale * rng.standard_normal(shape, dtype), ("normal",))
+    lambda rng, shape, dtype, loc=0.0, scale=1.0: _moved(rng.standard_normal(shape, dtype), loc, scale), ("normal",))
 _distribution(
     "gamma", "Gamma with shape alpha and scale beta.", "alpha > 0 and beta > 0",
     lambda alpha, beta: alpha > 0 and beta > 0,
