@@ -73,13 +73,10 @@ def parallel(function: Callable[[Any], object], items: Iterable[Any]) -> None:
     items = tuple(items)
     stack = here_and_now.stack
     parent = stack[-1] if stack else None
-    helpers = 0
-    if parent is not None and parent.kind is KERNEL and len(items) > 1:
-        helpers = min(idle(parent.engine), len(items) - 1)
-    if parent is None or helpers < 1:
+    if parent is None or parent.kind is not KERNEL or len(items) < 2 or parent.engine._lane.workers < 2:
         deque(map(function, items), 0)
     else:
-        Split(parent, function, items).run(helpers)
+        Split(parent, function, items).run()
 
 
 def idle(engine: Engine) -> int:
@@ -91,7 +88,7 @@ def idle(engine: Engine) -> int:
 class Split:
     """The pieces of one operation."""
 
-    __slots__ = ("begun", "done", "errors", "function", "items", "parent", "todo")
+    __slots__ = ("begun", "done", "errors", "function", "helpers", "items", "last", "parent", "todo")
 
     def __init__(self, parent: Operation, function: Callable[[Any], object], items: tuple[Any, ...]) -> None:
         self.parent, self.function, self.items = parent, function, items
@@ -100,29 +97,41 @@ class Split:
         self.begun: list[int] = []
         self.done: list[int] = []
         self.errors: dict[int, BaseException] = {}
+        self.helpers: list[Helper] = []
+        self.last: list[tuple[Any, ...]] = [(self.todo.clear,)]  # the end, see the module's text
 
-    def run(self, helpers: int) -> None:
-        """All pieces, on the parent's thread, with so many helpers at most."""
-        called = [Helper(self) for _ in range(helpers)]
-        ending = starmap(call, [(self.todo.clear,), *((helper.door.acquire,) for helper in called)])
-        nothing = deque[Any](maxlen=0)
+    def run(self) -> None:
+        """All pieces, on the parent's thread and its helpers'."""
+        ending, nothing = starmap(call, self.last), deque[Any](maxlen=0)
         try:
-            self._call(called)
-            self.pull()
+            self.lead()
         finally:
-            nothing.extend(ending)  # one C call, see the module's text
-            self.dismiss(called)
+            nothing.extend(ending)  # one C call, with the doors of all who have been called by now
+            self.dismiss(self.helpers)
         if self.errors:
             self._raise_first()
         if len(self.done) < len(self.items):
             self._finish()
 
-    def _call(self, helpers: list[Helper]) -> None:
-        parent = self.parent
-        for helper in helpers:
-            op = Operation(KERNEL, helper, f"{parent.name} (part)", site=parent.site)
-            with suppress(EngineClosed):
-                parent.engine._push(op, (), (), ())
+    def lead(self) -> None:
+        """The parent's share.  Before each piece it calls those workers who have nothing to do by then."""
+        engine, todo = self.parent.engine, self.todo
+        while todo:
+            for _ in range(min(idle(engine), len(todo) - 1)):
+                self._call()
+            try:
+                i = todo.popleft()
+            except IndexError:
+                return
+            self._one(i)
+
+    def _call(self) -> None:
+        helper = Helper(self)
+        self.helpers.append(helper)
+        self.last.append((helper.door.acquire,))  # before anybody can know the helper
+        op = Operation(KERNEL, helper, f"{self.parent.name} (part)", site=self.parent.site)
+        with suppress(EngineClosed):
+            self.parent.engine._push(op, (), (), ())
 
     def dismiss(self, helpers: list[Helper]) -> None:
         """All doors are shut: what has not begun need not keep anything alive."""

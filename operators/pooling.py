@@ -41,8 +41,8 @@ def _extent(size: Extents, kernel: Extents, stride: Extents, pad: Extents, posit
 
 
 def _blocks(data: Any) -> list[slice]:
-    """The samples, in blocks that stay in the processor's cache."""
-    return cuts(len(data), max(1, min(len(data), data.size >> 16)), 1) if data.size else []
+    """The samples, in blocks that are large enough to be worth a thread."""
+    return cuts(len(data), max(1, min(len(data), data.size >> 17)), 1) if data.size else []
 
 
 def _offsets(kernel: Extents) -> Any:
