@@ -23,7 +23,8 @@ from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Kept, Saved
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
-from ..operators.schema import Operator, Text, zero
+from ..operators.fusion import FUSE
+from ..operators.schema import Operator, Text, size_of, zero
 from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
 from ..operators.tiny import NOW, Looks
 from . import regions
@@ -226,7 +227,7 @@ class Walk:
         return shapes
 
     def _record(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
-        """The texts on arrays, recorded, so that their results can be differentiated again."""
+        """The texts on arrays; in a recording scope their results can be differentiated again."""
         op = node.op
         values: dict[Any, Any] = dict(cotangents)
         for key, kept in self.saved[node].items():
@@ -247,7 +248,13 @@ class Walk:
                     self._deliver(node, i, finished(numpy_face, op, op.input_name(i), gradient, meta))
 
     def _push(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
-        """The texts on raw memory: one engine operation, or one for each text of a costly operator."""
+        """The texts on raw memory: one engine operation, or one for each text of a costly operator.
+
+        Those of large elementwise operators are pushed operator by operator, so that they join others.
+        """
+        if node.op.elementwise and size_of(node.made) >= FUSE:
+            self._record(node, indices, cotangents)
+            return
         for group in _groups(node.op, tuple(indices)):
             outs: dict[int, Array] = {}
             if self._at_once(node, group, cotangents, indices):

@@ -26,6 +26,7 @@ from .outcome import Full, Park, park
 from .profiler import Profile
 from .ready import Lane
 from .serial import Serial
+from .site import here
 from .threaded import PerDevice, Pooled
 from .tracker import Plan
 from .variable import Variable
@@ -155,7 +156,8 @@ class Engine(Contract):
             writes = _operands(writes, "writes")
         if type(updates) is not tuple:
             updates = _operands(updates, "updates")
-        op = Operation(Kind.USER, fn, name or getattr(fn, "__name__", ""), priority=priority, lane=lane, nbytes=nbytes)
+        name = name or getattr(fn, "__name__", "")
+        op = Operation(Kind.USER, fn, name, priority=priority, lane=lane, nbytes=nbytes, site=here(2))
         for v in (*reads, *writes, *updates):
             if type(v) is not Variable:
                 return self._push_resolved(op, fn, reads, writes, updates)

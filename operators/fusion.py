@@ -63,13 +63,13 @@ def member(launch: Launch, words: Callable[[], str]) -> Member | None:
     """A launch as a member, None if it can't be one."""
     op = launch.op
     (result, *more) = launch.results
-    if more or result is None or not op.elementwise or not op.atomic or op.random or op.updates or launch.through:
+    if more or result is None or not op.elementwise or op.random or op.updates or launch.through:
         return None
     buffer, shape, strides, offset, dtype = result
     size = math.prod(shape)
     if strides is not None or offset or buffer.size != size or buffer.dtype != dtype or dtype == np.float16:
         return None
-    if size < FUSE:
+    if size < FUSE or (op.ufunc is np.power and dtype.kind in "iu"):  # that can fail, and would poison the others
         return None
     new = Member(launch, buffer, words)
     for o in launch.operands:
@@ -127,6 +127,10 @@ class Segment:
             return None
         if new.columns and self.columns not in (0, new.columns):
             return None
+        if self.columns and any(
+            kind in (ROW, COLUMN) and value.variable is new.variable for m in members for kind, value, _ in m.operands
+        ):
+            return None  # it would overwrite in its first tile what a member needs in all of them
         operands: list[Operand] = []
         for kind, value, offset in new.operands:
             index = made.get(value.variable) if isinstance(value, Buffer) else None
@@ -136,10 +140,11 @@ class Segment:
                 operands.append((VALUE, index, 0))
             else:
                 return None  # a part, or a broadcast, of what a member makes
-        new.operands = operands
-        new.site = here(6)
+        # The member changes with the commit only: if the door is closed by then, it is an operation of its own.
         return [
             (list.index, self.door, members),
+            (setattr, new, "operands", operands),
+            (setattr, new, "site", here(6)),
             (list.append, members, new),
             (made.__setitem__, new.variable, len(members)),
             (setattr, self, "columns", self.columns or new.columns),
@@ -253,7 +258,8 @@ class Program:
                     function, *arguments = call_into(op.ufunc, *arrays, out=out)
                     function(*arguments)
                 else:
-                    for function, *arguments in op.kernel(np, *arrays, **m.attributes, **{op.outputs[0]: out}):
+                    steps = op.kernel(np, *arrays, **m.attributes, **{op.outputs[0]: out})
+                    for function, *arguments in steps if op.atomic else ():
                         function(*arguments)
             except BaseException:
                 self.failed.append((low, i))
