@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -121,16 +122,15 @@ def _backward(heads: list[Array], head_grads: Any, retain_graph: bool) -> list[A
         raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
     walk.run(_head_grads(heads, head_grads), lambda node: isinstance(node, Leaf))
     written = []
-    given: set[int] = set()  # raw arrays that are some gradient's memory now
     for leaf in leaves:
         arrived = walk.cotangents.get(leaf)
         if arrived is not None and arrived[0] is not None and leaf.gradient is not None:
-            _store(leaf.gradient, arrived[0], leaf.request, given)
+            _store(leaf.gradient, arrived[0], leaf.request)
             written.append(leaf.gradient)
     return written
 
 
-def _store(target: Array, gradient: Any, request: str, given: set[int]) -> None:
+def _store(target: Array, gradient: Any, request: str) -> None:
     """Write or add a gradient to a marked array's; a whole one is handed over, not copied."""
     if gradient is ZERO:
         if request != "add":
@@ -142,9 +142,8 @@ def _store(target: Array, gradient: Any, request: str, given: set[int]) -> None:
         return
     old, raw = target._chunk, gradient._raw
     alike = target._strides is None and target._covers_chunk() and target._meta == gradient._meta
-    if alike and raw is not None and raw.base is None and target._place is gradient._place:
-        _hand_over(old, raw if id(raw) not in given else raw.copy())
-        given.add(id(raw))
+    alike = alike and target._place is gradient._place
+    if alike and raw is not None and raw.base is None and _hand_over(old, gradient, raw):
         return
     new = gradient._chunk
     fits = target._covers_chunk() and gradient._covers_chunk() and target._strides is gradient._strides is None
@@ -160,19 +159,34 @@ def _store(target: Array, gradient: Any, request: str, given: set[int]) -> None:
     new.buffer.engine.admit(plan)
 
 
-def _hand_over(chunk: Chunk, raw: RawArray) -> None:
-    """`raw`, which nobody else will use, as a chunk's next version."""
+def _hand_over(chunk: Chunk, gradient: Array, raw: RawArray) -> bool:
+    """The value of a young array as a chunk's next version.  False, and nothing done, if it is young no more.
+
+    The array may be another's gradient too, or a user's `Function` may keep it: the two share the bytes.
+    """
     engine = chunk.place.engine
+    own = Chunk(chunk.buffer, chunk.place)
 
     def plan() -> Admission:
         old = chunk.buffer
+        if gradient._raw is not raw:
+            return None, (), (), (), [], [old], False
         buffer = Buffer(
             engine, old.shape, old.dtype, old.device, raw if raw.shape == old.shape else raw.reshape(old.shape)
         )
-        steps: list[Any] = [(setattr, chunk, "buffer", buffer), (setattr, chunk, "version", chunk.version + 1)]
-        return None, (), (), (), steps, [old], False
+        own.buffer, own.line = buffer, gradient._line  # private until the commit
+        buffer.holders += ref(chunk), ref(own)
+        steps: list[Any] = [
+            (setattr, chunk, "buffer", buffer),
+            (setattr, chunk, "version", chunk.version + 1),
+            (setattr, gradient, "_chunk", own),
+            (setattr, gradient, "_line", None),
+            (setattr, gradient, "_raw", None),
+        ]
+        return None, (), (), (), steps, [old, gradient._line], False
 
     engine.admit(plan)
+    return gradient._raw is None and gradient._chunk is own
 
 
 def gradients_of(

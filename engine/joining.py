@@ -10,7 +10,7 @@ operators' matter), and if afterwards everything is as if it had run right after
   order   whatever it has to come after is done, is S itself, or is a predecessor of S already.  So S gets no new
           predecessor, and no cycle can arise: nothing that is not done already comes between S and its members.
   errors  it depends on the same unfinished operations as S does (directly, or on a member): if one of them fails,
-          both are poisoned, and neither otherwise.
+          both are poisoned, and neither otherwise.  Nobody joins an operation that is poisoned or cancelled already.
 
 RACE "join-while-closing".  The joining commit first asks the door, in the same C call that adds the member; the door
 is closed by one C call too.  Either the member is seen or the commit changes nothing.  This needs the GIL: without it
@@ -71,7 +71,7 @@ class Joining(Tracker):
     def _join(self, op: Operation, planned: Plan, t: object) -> bool | None:
         """P held, ticket taken.  True: joined.  False: plan again.  None: it can't join."""
         last = self._last
-        if last is None or last.state is DONE:
+        if last is None or last.state is DONE or last.cancelled or last.poison is not None:
             return None
         segment: Any = last.fn
         if segment is None or not segment.door or len(segment.door[0]) >= self._bulk:
@@ -94,7 +94,7 @@ class Joining(Tracker):
             # `carried` may change under T just now.  What S counts as its own counts for longer: no harm.
             (setattr, last, "nbytes", last.nbytes + nbytes + carried),
         )
-        if updates:
+        if updates or any(last in v.readers for v in writes):
             out.append((setattr, last, "tries", min(1, last.tries)))  # should memory run out when it has begun
         for v in reads:
             readers = v.readers
@@ -150,7 +150,8 @@ class Joining(Tracker):
         dwelling = self._dwelling
         try:
             dwelling.append(bell)
-            if not (op.watch or op.succ or op.lane.heap or self._inbox or len(here_and_now.stack) > 1):
+            alone = not self.fusion or self._serial or len(here_and_now.stack) > 1
+            if not (alone or op.watch or op.succ or op.lane.heap or self._inbox):
                 with suppress(Empty):
                     bell.get(timeout=DWELL)
         finally:

@@ -1,7 +1,8 @@
 """Kernels that run at once: small operators whose inputs are ready make their output on the caller's thread.
 
 No push and no lock: the output is fresh, so nothing shared changes, and all that has to be sure is that the inputs are
-the values of one moment.  `Look` notes what was read, and after the kernel asks whether it is still so:
+the values of one moment.  `Looks` notes what was read.  When the kernel has run, and the tape has its copies, it asks
+whether it is still so:
 
   a young array      is still young: nobody writes a raw array before its array has a chunk
   any other          its chunk has the same buffer, its variable the same version, and no kernel writes within a push
@@ -194,15 +195,13 @@ def at_once(
         if node is not None and any(arrays[i].size >= COPIED for i, _ in node.retention.inputs):
             return None
 
-    def kernel() -> list[Any]:
+    def kernel() -> list[Any] | None:
         filled = [None if m is None else place.device.empty(*m) for m in made]
         compute(op, place.device.xp, arrays, attributes, filled)
-        return filled
+        return filled if node is None or save(node, inputs, arrays, filled, place) else None
 
     filled = looks.run(place, kernel)
     if filled is None:
-        return None
-    if node is not None and not save(node, inputs, arrays, filled, place):
         return None
     results = []
     for i, output in enumerate(filled[: len(op.outputs)]):
@@ -293,6 +292,8 @@ def pair(rule: Ufunc) -> Any:
                 return mixed(x, y)
             try:
                 raw = engine.kernel_context.copy().run(ufunc, a, b)
+            except MemoryError:
+                return general(x, y)
             except Exception:
                 if not fails(engine.kernel_context, ufunc, a, b):
                     raise
@@ -332,12 +333,13 @@ def pair(rule: Ufunc) -> Any:
             if node is not None and raw.size >= COPIED and (node.retention.inputs or node.retention.outputs):
                 return general(x, y)
         made = elementwise(place, ufunc, dtype, stored, a, b)
+        if made is not None and node is not None:
+            save(node, operands, (a, b), (made,), place)
         if made is None or not unchanged(first) or not unchanged(second) or place.engine.writing:
             return general(x, y)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
         if node is not None:
-            save(node, operands, (a, b), (made,), place)
             new._line = Line(new._shape, None, 0, (node, 0))
         return new
 
@@ -371,6 +373,8 @@ def single(rule: Ufunc) -> Any:
         ):
             try:
                 raw = engine.kernel_context.copy().run(ufunc, a)
+            except MemoryError:
+                return general(x)
             except Exception:
                 if not fails(engine.kernel_context, ufunc, a):
                     raise
@@ -402,12 +406,13 @@ def single(rule: Ufunc) -> Any:
             if node is not None and size >= COPIED and (node.retention.inputs or node.retention.outputs):
                 return general(x)
         made = elementwise(place, ufunc, dtype, stored, raw)
+        if made is not None and node is not None:
+            save(node, (x,), (raw,), (made,), place)
         if made is None or not unchanged(seen) or place.engine.writing:
             return general(x)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
         if node is not None:
-            save(node, (x,), (raw,), (made,), place)
             new._line = Line(new._shape, None, 0, (node, 0))
         return new
 

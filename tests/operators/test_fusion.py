@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from vardag import autograd, nd
-from vardag.engine import Engine
+from vardag.engine import Cancelled, Engine
 from vardag.engine.lifecycle import set_default
 from vardag.engine.testing import Gate
+from vardag.ndarray.array import Array
 from vardag.operators import fusion
+from vardag.operators.faces import numpy_face
 
 N = fusion.FUSE + 1000
 ROWS, COLUMNS = 300, fusion.FUSE // 200
@@ -251,3 +253,100 @@ def test_gradients_of_large_arrays_are_fused_too(engine: Engine) -> None:
     y.backward()
     p, q = raw(N), raw(N, seed=1)
     np.testing.assert_allclose(a.grad.asnumpy(), np.exp(p * q) * q * q, rtol=1e-5)
+
+
+def test_an_operand_that_every_tile_needs_is_not_overwritten_by_a_later_member(engine: Engine) -> None:
+    """A row of an array that a later push changes in place."""
+    x, big = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
+    row = big[0:1]
+
+    def program() -> Any:
+        y = nd.broadcast_add(x, row)
+        big.__imul__(5)
+        return y
+
+    count, y = operations(engine, program)
+    assert count == 2
+    assert y.asnumpy().tobytes() == (raw(ROWS, COLUMNS) + raw(ROWS, COLUMNS, seed=1)[:1]).tobytes()
+    assert big.asnumpy().tobytes() == (raw(ROWS, COLUMNS, seed=1) * np.float32(5)).tobytes()
+
+
+def test_nobody_joins_what_was_cancelled(engine: Engine) -> None:
+    (a,) = arrays(engine, (N,))
+
+    def program() -> Any:
+        cancelled = a + 1
+        engine.cancel_pending()
+        return cancelled, a * 2
+
+    count, (cancelled, y) = operations(engine, program)
+    assert count == 2
+    assert y.asnumpy().tobytes() == (raw(N) * np.float32(2)).tobytes()
+    with pytest.raises(Cancelled):
+        cancelled.asnumpy()
+
+
+def test_nobody_joins_what_is_poisoned(engine: Engine) -> None:
+    """The operation that failed is done already when the poisoned one is pushed."""
+    a, b = arrays(engine, (N,), (N,))
+    engine.push(lambda x: 1 / 0, updates=[a])
+    with pytest.raises(ZeroDivisionError):
+        a.wait_to_read()
+    count, (bad, good) = operations(engine, lambda: (a + 1, b + 1))
+    assert count == 2
+    assert good.asnumpy().tobytes() == (raw(N, seed=1) + np.float32(1)).tobytes()
+    with pytest.raises(ZeroDivisionError):
+        bad.asnumpy()
+
+
+def test_what_can_fail_by_its_values_is_no_member(engine: Engine) -> None:
+    a, b = (Array._from_host(np.full(N, value, "int32")) for value in (2, -1))
+    count, (bad, good) = operations(engine, lambda: (numpy_face.power(a, b), numpy_face.add(a, b)))
+    assert count == 2
+    assert (good.asnumpy() == 1).all()
+    with pytest.raises(ValueError, match="negative integer powers"):
+        bad.asnumpy()
+
+
+def test_a_door_that_closes_while_a_push_joins(engine: Engine, monkeypatch: Any) -> None:
+    """RACE "join-while-closing": the push is then an operation of its own, and knows its operands."""
+    (a,) = arrays(engine, (N,))
+    real = fusion.Segment.takes
+
+    def takes(self: Any, other: Any) -> Any:
+        steps = real(self, other)
+        self.door.clear()
+        return steps
+
+    monkeypatch.setattr(fusion.Segment, "takes", takes)
+    count, y = operations(engine, lambda: (a + 1) * 3)
+    assert count == 2
+    assert y.asnumpy().tobytes() == ((raw(N) + np.float32(1)) * np.float32(3)).tobytes()
+
+
+def test_memory_that_runs_out_between_tiles_repeats_nothing_that_was_overwritten(
+    engine: Engine, monkeypatch: Any
+) -> None:
+    """One member reads an array, a later one gives it a new value in place: the first must not read that."""
+    a, b = arrays(engine, (N,), (N,))
+    b.var  # its memory stays  # noqa: B018
+    real = fusion.Program._tile
+    failed: list[int] = []
+
+    def tile(self: Any, low: int) -> None:
+        real(self, low)
+        if low and not failed:
+            failed.append(low)
+            raise MemoryError
+
+    def program() -> Any:
+        y = b + 1
+        nd.exp(a, out=b)
+        return y
+
+    monkeypatch.setattr(fusion.Program, "_tile", tile)
+    count, y = operations(engine, program)
+    assert count == 1
+    with pytest.raises(MemoryError):
+        y.asnumpy()
+    assert failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from vardag import autograd, nd
 from vardag.engine import Engine, Kind, Operation
 from vardag.engine.lifecycle import set_default
 from vardag.engine.testing import Gate
+from vardag.ndarray.array import Array
 from vardag.operators import tiny
 from vardag.operators.faces import numpy_face
 
@@ -230,3 +232,90 @@ def test_in_place_is_left_to_the_push_path(engine: Engine, case: str) -> None:
 
         with pytest.raises(Exception, match="read-only"):
             Writes()(w)
+
+
+@pytest.mark.parametrize("name", ["pair", "single", "any operator"])
+def test_what_the_tape_keeps_is_what_the_kernel_read(engine: Engine, monkeypatch: Any, name: str) -> None:
+    """RACE "write-before-keeping": an operand is written after the kernel and before the tape has its copy."""
+    x = nd.array([1.0, 2.0])
+    x.attach_grad()
+    programs: dict[str, Any] = {
+        "pair": lambda: x * x,
+        "single": lambda: nd.square(x),
+        "any operator": lambda: nd.sum(x * x),
+    }
+    real, fired = tiny.save, []
+
+    def save(*arguments: Any) -> Any:
+        if not fired:
+            fired.append(1)
+            x.detach()[:] = 50
+        return real(*arguments)
+
+    monkeypatch.setattr(tiny, "save", save)
+    with autograd.record():
+        y = programs[name]()
+    value = y.asnumpy()
+    y.backward()
+    assert fired
+    assert np.unique(value).tolist() == [5000.0 if name == "any operator" else 2500.0]
+    assert x.grad.asnumpy().tolist() == [100, 100]
+
+
+def test_a_gradient_that_two_arrays_share_is_each_one_s_own(engine: Engine, monkeypatch: Any) -> None:
+    """The first is written before the second is stored."""
+    a, b = nd.array([1.0]), nd.array([2.0])
+    for x in (a, b):
+        x.attach_grad()
+    with autograd.record():
+        y = a + b
+    room = sys.modules["vardag.autograd.backward"]
+    real, fired = room._store, []  # type: ignore[attr-defined]
+
+    def store(target: Any, *rest: Any) -> None:
+        real(target, *rest)
+        if not fired:
+            fired.append(1)
+            target[:] = 100
+
+    monkeypatch.setattr(room, "_store", store)
+    y.backward()
+    assert [a.grad.asnumpy().tolist(), b.grad.asnumpy().tolist()] == [[100], [1]]
+
+
+def test_what_a_function_keeps_of_its_gradient_stays(engine: Engine) -> None:
+    kept: list[Any] = []
+
+    class Same(autograd.Function):
+        def forward(self, x: Any) -> Any:
+            return numpy_face.copy(x)
+
+        def backward(self, g: Any) -> Any:
+            kept.append(g)
+            return g
+
+    a, b = (Array._from_host(np.ones(2, "float32")) for _ in range(2))
+    for x in (a, b):
+        x.attach_grad()
+    with autograd.record():
+        y = numpy_face.add(a, Same()(b))
+    y.backward()
+    a.grad[:] = 7  # type: ignore[index]
+    b.grad[:] = 8  # type: ignore[index]
+    assert kept[0].asnumpy().tolist() == [1, 1]
+
+
+def test_memory_that_runs_out_once_is_not_the_caller_s_matter(engine: Engine) -> None:
+    x = nd.array([1.0])
+
+    class Once:
+        count = 0
+
+        def __call__(self, *arguments: Any) -> Any:
+            self.count += 1
+            if self.count == 1:
+                raise MemoryError
+            return np.exp(*arguments)
+
+    rule = tiny.Ufunc(None, Once(), nd.NDArray, lambda *a: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
+    assert tiny.single(rule)(x) == "push path"
