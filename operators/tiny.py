@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 
 from ..engine import DONE, OK
 from ..ndarray.array import Array
-from ..ndarray.buffer import Buffer, Kept, Saved
+from ..ndarray.buffer import Buffer, Kept, Saved, hold
 from ..ndarray.device import Place, RawArray
 from ..ndarray.line import Line, scope
 from ..ndarray.memory import SMALL
@@ -34,7 +35,7 @@ from .schema import Attributes, Meta, Operator, size_of
 PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
 INLINE = 16_384.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
 COPIED = 4096  # elements: the tape keeps smaller values as copies, larger ones by holds
-NOW = 250_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
+NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
 HALF = np.dtype(np.float16)
 
 EXACT = 2**20  # integers up to here are themselves in float32, and no float overflows
@@ -113,15 +114,14 @@ class Looks:
             if fails(place.engine.kernel_context, function):
                 return None
             raise
-        if place.engine.writing:
-            return None
+        return found if not place.engine.writing and self.unchanged() else None
+
+    def unchanged(self) -> bool:
+        """Are they still what the kernel has read?"""
         for seen in self._seen:
             if not unchanged(seen):
-                return None
-        for saved, buffer in self._holds:
-            if saved.buffer is not buffer:
-                return None
-        return found
+                return False
+        return all(saved.buffer is buffer for saved, buffer in self._holds)
 
 
 def fails(context: Any, function: Callable[..., Any], *arguments: Any) -> bool:
@@ -145,6 +145,8 @@ def elementwise(place: Place, ufunc: np.ufunc, dtype: Any, stored: bool, *arrays
             raw = run(ufunc, *arrays)
             if type(raw) is not _ndarray:
                 return None
+            if not raw.flags.c_contiguous:  # that of transposed operands has their order
+                raw = raw.copy()
             return raw.astype(dtype) if stored and raw.dtype is not dtype else raw
         raw = place.device.empty(first.shape, dtype)
         run(partial(ufunc, out=raw), *arrays)
@@ -183,6 +185,10 @@ def at_once(
         return None
     if op.elementwise and size_of(made) >= FUSE:
         return None
+    if recorder is not None:
+        for x in inputs:
+            if isinstance(x, Array) and x._raw is not None and x._raw.size >= COPIED:
+                x._grow()  # it may have to be held
     looks = Looks()
     arrays = [looks.at(x) for x in inputs]
     if not looks.ready or any(getattr(a, "dtype", None) == HALF for a in arrays):
@@ -192,16 +198,16 @@ def at_once(
     node = None
     if recorder is not None:
         node = recorder.node(None, op, inputs, attributes, made, ())
-        if node is not None and any(arrays[i].size >= COPIED for i, _ in node.retention.inputs):
-            return None
 
-    def kernel() -> list[Any] | None:
+    def kernel() -> list[Any]:
         filled = [None if m is None else place.device.empty(*m) for m in made]
         compute(op, place.device.xp, arrays, attributes, filled)
-        return filled if node is None or save(node, inputs, arrays, filled, place) else None
+        if node is not None:
+            save(node, inputs, arrays, filled, place)
+        return filled
 
     filled = looks.run(place, kernel)
-    if filled is None:
+    if filled is None or (node is not None and not _hold(node, inputs, looks, place)):
         return None
     results = []
     for i, output in enumerate(filled[: len(op.outputs)]):
@@ -210,27 +216,56 @@ def at_once(
         new = cls._young(place, stored if stored.shape else stored.reshape(zero_d))
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, i))
+            name = op.outputs[i]
+            if stored is not raw and name in node.names:
+                node.saved[name] = Kept(raw, i, place)
+            elif name in node.names and name not in node.saved:
+                # Nobody else knows it yet: the hold needs no lock.
+                chunk = new._chunk
+                node.saved[name] = saved = Saved(chunk, chunk.buffer, raw.shape, None, 0, i)
+                chunk.buffer.holders.append(ref(saved))
         results.append(new)
     place.engine.ran_at_once += 1
     return tuple(results)
 
 
-def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place) -> bool:
+def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place) -> None:
     """Copies of what the gradient texts name: of small values, that costs less than to protect them.
 
-    False: there is a larger one.
+    Of larger ones it saves nothing, but for saved outputs, which nobody else has.
     """
-    saved = node.saved
+    saved, outputs = node.saved, len(node.op.outputs)
     for i, key in node.retention.inputs:
         x = inputs[i]
-        saved[key] = Kept(arrays[i].copy(), node.edges[i], place) if isinstance(x, Array) else x
+        if not isinstance(x, Array):
+            saved[key] = x
+        elif arrays[i].size < COPIED:
+            saved[key] = Kept(arrays[i].copy(), node.edges[i], place)
     for i, name in node.retention.outputs:
         raw = filled[i]
-        if raw is not None:
-            if raw.size >= COPIED:
-                return False
-            saved[name] = Kept(raw.copy(), i, place)
-    return True
+        if raw is not None and (i >= outputs or raw.size < COPIED):
+            saved[name] = Kept(raw if i >= outputs else raw.copy(), i, place)
+
+
+def _hold(node: Any, inputs: Sequence[Any], looks: Looks, place: Place) -> bool:
+    """Holds on the larger operands that the gradient texts name.  False: they are not what the kernel has read."""
+    large = [(i, key) for i, key in node.retention.inputs if key not in node.saved]
+    if not large:
+        return True
+    held: list[Saved] = []
+
+    def plan() -> Any:
+        keep: list[Any] = [*held]
+        held.clear()
+        if looks.unchanged():
+            for i, _ in large:
+                x = inputs[i]
+                held.append(Saved(x._chunk, x._chunk.buffer, x._shape, x._strides, x._offset, node.edges[i]))
+        return None, (), (), (), hold(held, keep), keep, False
+
+    place.engine.admit(plan)
+    node.saved.update((key, saved) for (_, key), saved in zip(large, held, strict=False))
+    return bool(held)
 
 
 class Ufunc(NamedTuple):
