@@ -300,7 +300,8 @@ class Waiting(Runner):
                 oldest = None  # there may be older ones
                 break
             if state is READY:
-                if worker or (o.kind is ATOMIC and (not o.nbytes or o.lane.heap[0][2] is o)):
+                # The heap may be empty: a handler in this very section may push, and give T away for that.
+                if worker or (o.kind is ATOMIC and (not o.nbytes or any(top[2] is o for top in o.lane.heap[:1]))):
                     return o, running
                 if o.kind is ATOMIC and (oldest is None or o.seq < oldest.seq):
                     oldest = o

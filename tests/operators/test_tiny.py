@@ -14,7 +14,7 @@ from vardag.engine import Engine, Kind, Operation
 from vardag.engine.lifecycle import set_default
 from vardag.engine.testing import Gate
 from vardag.ndarray.array import Array
-from vardag.operators import tiny
+from vardag.operators import quick, tiny
 from vardag.operators.faces import numpy_face
 
 
@@ -91,8 +91,8 @@ def test_a_write_while_the_kernel_runs_is_seen(engine: Engine, monkeypatch: Any,
                 y[:] = 100
             return real(*arguments, **named)
 
-    function = tiny.pair(
-        tiny.Ufunc(None, Disturbed(), nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
+    function = quick.pair(
+        quick.Ufunc(None, Disturbed(), nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
     )
     count, result = at_once(engine, lambda: function(x, y))
     assert (fired, count, result) == ([1], 0, "push path")
@@ -106,8 +106,8 @@ def test_a_kernel_that_writes_within_a_push_is_seen(engine: Engine) -> None:
     seen: list[tuple[int, str]] = []
     real = np.subtract
 
-    function = tiny.pair(
-        tiny.Ufunc(None, np.add, nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)
+    function = quick.pair(
+        quick.Ufunc(None, np.add, nd.NDArray, lambda a, b: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)
     )
 
     def subtract(*arguments: Any) -> Any:
@@ -136,8 +136,8 @@ def test_what_a_signal_handler_raises_goes_to_the_caller(engine: Engine) -> None
                 raise TimeoutError("from outside")
             return np.exp(*arguments)
 
-    function = tiny.single(
-        tiny.Ufunc(None, Once(), nd.NDArray, lambda a: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)  # type: ignore[arg-type]
+    function = quick.single(
+        quick.Ufunc(None, Once(), nd.NDArray, lambda a: "push path", (np.dtype("f4"),), (np.dtype("f4"),), True, 100)  # type: ignore[arg-type]
     )
     with pytest.raises(TimeoutError, match="from outside"):
         function(x)
@@ -317,5 +317,15 @@ def test_memory_that_runs_out_once_is_not_the_caller_s_matter(engine: Engine) ->
                 raise MemoryError
             return np.exp(*arguments)
 
-    rule = tiny.Ufunc(None, Once(), nd.NDArray, lambda *a: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
-    assert tiny.single(rule)(x) == "push path"
+    rule = quick.Ufunc(None, Once(), nd.NDArray, lambda *a: "push path", (np.dtype("f4"),), (), True, 100)  # type: ignore[arg-type]
+    assert quick.single(rule)(x) == "push path"
+
+
+@pytest.mark.parametrize("program", [lambda t: t * t, lambda t: t + 1, numpy_face.exp, numpy_face.negative])
+def test_results_of_transposed_operands_are_c_ordered(engine: Engine, program: Any) -> None:
+    raw = np.arange(6, dtype="float32").reshape(2, 3)
+    y = program(Array._from_host(raw.copy()).T)
+    value = y.asnumpy()
+    assert y.reshape(-1).asnumpy().tolist() == value.ravel().tolist()
+    assert y[1].asnumpy().tolist() == value[1].tolist()
+    assert y.asnumpy().tolist() == value.tolist()
