@@ -48,6 +48,7 @@ POISON = 0xFF  # in every byte: NaN, or -1
 _UINT8 = np.dtype(np.uint8)
 _ndarray = np.ndarray
 _empty = np.empty
+_fresh_slab = _ndarray.__new__
 
 
 class Slab(np.ndarray[Any, Any]):
@@ -124,13 +125,15 @@ class Pool:
         quarter = top >> k  # 4 to 7
         shelf = self._shelves[4 * k + quarter]
         self._last = stamp = next(self._stamps)
+        slab: Slab | None
         try:
             slab = shelf.pop().slab
         except (IndexError, AttributeError):  # none; or one whose hand-out was cut short
-            fresh = self._make((quarter + 1) << k)
-            if fresh is None:
+            slab = None
+        if slab is None:
+            slab = self._make((quarter + 1) << k)
+            if slab is None:
                 return self._plain(shape, dtype)
-            slab = fresh
         lease: Any = PickleBuffer(slab)  # type: ignore[arg-type]
         ticket = Ticket(lease, shelf.append)
         ticket.slab, ticket.stamp = slab, stamp
@@ -159,10 +162,10 @@ class Pool:
             if self._used() + room > self._limit:
                 return None
         try:
-            slab = _ndarray.__new__(Slab, (room,), _UINT8)
+            slab = _fresh_slab(Slab, (room,), _UINT8)
         except MemoryError:
             self.release()
-            slab = _ndarray.__new__(Slab, (room,), _UINT8)
+            slab = _fresh_slab(Slab, (room,), _UINT8)
         slab.offset = -slab.ctypes.data % ALIGNMENT
         slab.ticket = None
         self._ledger.follow(slab)
