@@ -25,8 +25,9 @@ from .fusion import FUSE
 from .in_place import in_place
 from .infer import loop_dtypes
 from .push import invoke, operands, refusal
+from .quick import Ufunc, pair, single
 from .schema import Attributes, Operator, registry
-from .tiny import NOW, Ufunc, pair, single
+from .tiny import NOW
 
 Adapt = Callable[[list[Any], Attributes], "tuple[Operator, list[Any], Attributes] | None"]
 
@@ -104,7 +105,7 @@ class Face:
         raise NotImplementedError
 
     def _quick(self, op: Operator, call: Method, adapt: Adapt | None, stored: bool) -> Method:
-        """`call`, but by way of tiny.py where that can do it."""
+        """`call`, but by way of quick.py where that can do it."""
 
         def operator(x: Any, y: Any) -> Any:
             return call(x, y) if isinstance(x, OPERANDS) and isinstance(y, OPERANDS) else NotImplemented

@@ -13,7 +13,8 @@ from ..engine import DONE, OK, Kind, Operation
 from ..ndarray.buffer import Admission, conflicts
 from ..ndarray.line import scope
 from .push import operands
-from .tiny import INLINE, Ufunc, number
+from .quick import Ufunc, number
+from .tiny import INLINE
 
 ATOMIC = Kind.ATOMIC
 NOTHING: Admission = (None, (), (), (), [], [], False)

@@ -1,0 +1,236 @@
+"""``x + y`` and ``exp(x)`` of small arrays: a ufunc at once, without inference, binding and the push path's questions.
+
+Everything here is done by tiny.py too, at several times the price; whatever is not as usual is left to it, or to the
+push path.                                                                          [tests/operators/test_tiny.py]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..ndarray.array import Array
+from ..ndarray.device import Place, RawArray
+from ..ndarray.line import Line, scope
+from . import tiny
+from .tiny import PAGE, fails, settled, unchanged
+
+EXACT = 2**20  # integers up to here are themselves in float32, and no float overflows
+
+_new = object.__new__
+_ndarray = np.ndarray
+
+
+def elementwise(place: Place, ufunc: np.ufunc, dtype: Any, stored: bool, *arrays: Any) -> RawArray | None:
+    """The ufunc of raw arrays and numbers, on the caller's thread, in the kernels' context; None if it fails by itself.
+
+    `dtype`: that of the result, if `stored` is true or the array is of a page or more; then it comes from the device.
+    """
+    first = arrays[0] if type(arrays[0]) is _ndarray else arrays[1]
+    run = place.engine.kernel_context.copy().run
+    try:
+        if first.size < PAGE:
+            raw = run(ufunc, *arrays)
+            if type(raw) is not _ndarray:
+                return None
+            if not raw.flags.c_contiguous:  # that of transposed operands has their order
+                raw = raw.copy()
+            return raw.astype(dtype) if stored and raw.dtype is not dtype else raw
+        raw = place.device.empty(first.shape, dtype)
+        run(partial(ufunc, out=raw), *arrays)
+    except MemoryError:
+        return None
+    except Exception:
+        if fails(place.engine.kernel_context, ufunc, *arrays):
+            return None
+        raise
+    return raw
+
+
+class Ufunc(NamedTuple):
+    """What a face makes of an operator that is a ufunc.
+
+    `general`: the push path.   `dtypes`: of operands to which no other rule applies.   `same`: those of them in which
+    the ufunc gives a result of that dtype.   `stored`: whether the result has the operands' dtype, whatever the ufunc
+    gives.   `most`: elements that may be computed at once.
+    """
+
+    op: Any
+    ufunc: np.ufunc
+    cls: type[Array]
+    general: Callable[..., Any]
+    dtypes: tuple[Any, ...]
+    same: tuple[Any, ...]
+    stored: bool
+    most: int
+
+
+def pair(rule: Ufunc) -> Any:
+    """A ufunc of two operands as a function (x, y), for Python's operators too."""
+    op, ufunc, cls, general, dtypes, same, stored, most = rule
+    get, few = scope.get, min(most, PAGE - 1)
+
+    def function(x: Any, y: Any) -> Any:
+        # The hottest code of the library, for young arrays and numbers.  A call more would cost a tenth of the whole.
+        if type(x) is cls:
+            a, place, shape = x._raw, x._place, x._shape
+            if a is None:
+                return mixed(x, y)
+            dtype, size = a.dtype, a.size
+            if type(y) is cls:
+                b = y._raw
+                if b is None or y._place is not place or y._shape != shape or b.dtype is not dtype:
+                    return mixed(x, y)
+            elif number(y, dtype):
+                b = y
+            else:
+                return general(x, y)
+        elif type(y) is cls:
+            a, b, place, shape = x, y._raw, y._place, y._shape
+            if b is None or not number(x, b.dtype):
+                return mixed(x, y)
+            dtype, size = b.dtype, b.size
+        else:
+            return general(x, y)
+        engine = place.engine
+        if size > few:
+            return mixed(x, y)
+        if (
+            dtype in dtypes
+            and engine.inline
+            and not engine.writing
+            and engine._instrument is None
+            and not engine._closed
+        ):
+            if get().recorder is not None:
+                return mixed(x, y)
+            try:
+                raw = engine.kernel_context.copy().run(ufunc, a, b)
+            except MemoryError:
+                return general(x, y)
+            except Exception:
+                if not fails(engine.kernel_context, ufunc, a, b):
+                    raise
+                return general(x, y)
+            if type(raw) is _ndarray and (a is x or x._raw is a) and (b is y or y._raw is b) and not engine.writing:
+                engine.ran_at_once += 1
+                if stored and raw.dtype is not dtype:
+                    raw = raw.astype(dtype)
+                new = _new(cls)
+                new._raw, new._place, new._shape, new._strides, new._offset = raw, place, shape, None, 0
+                new._line = new._derived = None
+                return new
+        return general(x, y)
+
+    def mixed(x: Any, y: Any) -> Any:
+        """An operand has a chunk already, or they are larger."""
+        first = settled(x) if type(x) is cls else (x, None, None, 0)
+        second = settled(y) if type(y) is cls else (y, None, None, 0)
+        recorder = get().recorder
+        if first is None or second is None:
+            return general(x, y)
+        a, b = first[0], second[0]
+        array, raw = (x, a) if type(x) is cls else (y, b)
+        place, dtype = array._place, raw.dtype
+        if type(a) is not type(b):
+            usual = number(b if raw is a else a, dtype)
+        else:
+            usual = a.dtype is b.dtype and a.shape == b.shape and y._place is place
+        if not usual or raw.size > most or dtype not in (dtypes if raw.size < PAGE and recorder is None else same):
+            return general(x, y)
+        if not place.engine.calm():
+            return general(x, y)
+        node = None
+        if recorder is not None:
+            operands = x if type(x) is cls else dtype.type(x), y if type(y) is cls else dtype.type(y)
+            node = recorder.node(None, op, operands, {}, ((array._shape, dtype),), ())
+            if node is not None and raw.size >= tiny.COPIED and (node.retention.inputs or node.retention.outputs):
+                return general(x, y)
+        made = elementwise(place, ufunc, dtype, stored, a, b)
+        if made is not None and node is not None:
+            tiny.save(node, operands, (a, b), (made,), place)
+        if made is None or not unchanged(first) or not unchanged(second) or place.engine.writing:
+            return general(x, y)
+        place.engine.ran_at_once += 1
+        new = cls._young(place, made)
+        if node is not None:
+            new._line = Line(new._shape, None, 0, (node, 0))
+        return new
+
+    return function
+
+
+def number(value: Any, dtype: Any) -> bool:
+    """Is it a Python number that the ufunc takes for its value in this dtype?"""
+    kind = type(value)
+    return (kind is float or kind is int) and dtype.kind == "f" and -EXACT <= value <= EXACT
+
+
+def single(rule: Ufunc) -> Any:
+    """A ufunc of one operand as a function (x)."""
+    op, ufunc, cls, general, dtypes, same, stored, most = rule
+    get, few = scope.get, min(most, PAGE - 1)
+
+    def function(x: Any) -> Any:
+        if type(x) is not cls:
+            return general(x)
+        a, place = x._raw, x._place
+        if a is None or a.size > few or get().recorder is not None:
+            return larger(x)
+        engine, dtype = place.engine, a.dtype
+        if (
+            dtype in dtypes
+            and engine.inline
+            and not engine.writing
+            and engine._instrument is None
+            and not engine._closed
+        ):
+            try:
+                raw = engine.kernel_context.copy().run(ufunc, a)
+            except MemoryError:
+                return general(x)
+            except Exception:
+                if not fails(engine.kernel_context, ufunc, a):
+                    raise
+                return general(x)
+            if type(raw) is _ndarray and x._raw is a and not engine.writing:
+                engine.ran_at_once += 1
+                if stored and raw.dtype is not dtype:
+                    raw = raw.astype(dtype)
+                new = _new(cls)
+                new._raw, new._place, new._shape, new._strides, new._offset = raw, place, x._shape, None, 0
+                new._line = new._derived = None
+                return new
+        return general(x)
+
+    def larger(x: Any) -> Any:
+        """It has a chunk already, or is larger."""
+        seen = settled(x)
+        if seen is None:
+            return general(x)
+        raw, place, recorder = seen[0], x._place, get().recorder
+        dtype, size = raw.dtype, raw.size
+        if size > most or dtype not in (dtypes if size < PAGE and recorder is None else same):
+            return general(x)
+        if not place.engine.calm():
+            return general(x)
+        node = None
+        if recorder is not None:
+            node = recorder.node(None, op, (x,), {}, ((x._shape, dtype),), ())
+            if node is not None and size >= tiny.COPIED and (node.retention.inputs or node.retention.outputs):
+                return general(x)
+        made = elementwise(place, ufunc, dtype, stored, raw)
+        if made is not None and node is not None:
+            tiny.save(node, (x,), (raw,), (made,), place)
+        if made is None or not unchanged(seen) or place.engine.writing:
+            return general(x)
+        place.engine.ran_at_once += 1
+        new = cls._young(place, made)
+        if node is not None:
+            new._line = Line(new._shape, None, 0, (node, 0))
+        return new
+
+    return function
