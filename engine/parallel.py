@@ -74,7 +74,8 @@ def parallel(function: Callable[[Any], object], items: Iterable[Any]) -> None:
     stack = here_and_now.stack
     parent = stack[-1] if stack else None
     if parent is None or parent.kind is not KERNEL or len(items) < 2 or parent.engine._lane.workers < 2:
-        deque(map(function, items), 0)
+        for item in items:
+            function(item)
     else:
         Split(parent, function, items).run()
 

@@ -19,9 +19,9 @@ from .schema import Attributes, Operator, Step, call_into
 View = tuple[Buffer, Shape, Strides, int]
 
 
-SPLIT = 1 << 18  # elements of the result from which an elementwise operator is done in tiles
+SPLIT = 1 << 19  # elements of the result from which an elementwise operator is done in tiles
 TILE = 1 << 17  # elements
-WORTH = 1 << 20  # units of work from which it is done by several workers rather than by the thread that waits
+WORTH = 1 << 22  # units of work from which it is done by several workers rather than by the thread that waits
 
 
 class Launch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -116,6 +117,62 @@ def test_a_helper_that_comes_late_does_nothing(engine: Engine, monkeypatch: pyte
     assert len(threads) == 1
     for gate in gates:
         gate.open()
+
+
+def test_workers_that_become_idle_later_help(engine: Engine) -> None:
+    """All others are busy when it begins; they are free before its second piece."""
+    gates = [Gate() for _ in range(engine._lane.workers - 1)]
+    for gate in gates:
+        engine.push(gate)
+        gate.wait_entered()
+    threads: set[int] = set()
+    meeting = threading.Barrier(2)
+
+    def piece(i: int) -> None:
+        threads.add(threading.get_ident())
+        if i == 0:
+            assert len(engine._lane.asleep) == 0
+            for gate in gates:
+                gate.open()
+            until(lambda: len(engine._lane.asleep) == len(gates))
+        elif i < 3:
+            meeting.wait(PATIENCE)  # one and two are done by different threads at the same time
+
+    kernel(engine, lambda: parallel(piece, range(4))).wait()
+    assert len(threads) > 1
+
+
+def test_an_engine_that_is_being_stopped(engine: Engine) -> None:
+    """It takes no more pushes: the operation does all pieces itself."""
+    gate = Gate()
+    seen: list[int] = []
+
+    def function() -> None:
+        gate()
+        until(lambda: engine.stopped)
+        parallel(seen.append, range(20))
+
+    before = engine.statistics().pushed
+    kernel(engine, function)
+    gate.wait_entered()
+    stopper = threading.Thread(target=engine.stop)
+    stopper.start()
+    gate.open()
+    stopper.join(PATIENCE)
+    assert seen == list(range(20))
+    assert engine.statistics().pushed == before + 1
+    engine.start()
+
+
+@pytest.mark.parametrize("kind", ["NaiveEngine", "ThreadedEnginePooled"])
+def test_a_piece_that_raises_stop_iteration(kind: str) -> None:
+    def piece(i: int) -> None:
+        raise StopIteration
+
+    with Engine(kind, workers=2) as e:
+        op = kernel(e, lambda: parallel(piece, range(20)))
+        with pytest.raises(Exception, match="StopIteration"):
+            op.wait()
 
 
 def test_it_keeps_nothing_alive(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,8 +479,19 @@ def test_a_child_forked_in_a_piece_goes_on(engine: Engine) -> None:
                 os._exit(7)
 
     kernel(engine, function).wait()
-    (child,) = children
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    ended: list[int] = []
+
+    def child_has_ended() -> bool:
+        pid, status = os.waitpid(children[0], os.WNOHANG)
+        ended.extend([status] * bool(pid))
+        return bool(pid)
+
+    try:
+        until(child_has_ended)
+    finally:
+        if not ended:
+            os.kill(children[0], signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(ended[0]) == 7
 
 
 @pytest.mark.stress
