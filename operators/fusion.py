@@ -11,7 +11,8 @@ kernel's own dtype; at most `engine.bulk` members.  Closing a segment: a worker 
 nothing else to do dwells for a moment, until somebody waits or something is queued that does not join.
 
 Bytes do not depend on any of this: a member's kernel is the operator's, and an element's bits do not depend on where
-in a tile it stands.                                                              [tests/operators/test_fusion.py]
+in a tile it stands (but for the sign of a NaN, which nobody promises).
+                                                                                    [tests/operators/test_fusion.py]
 """
 
 from __future__ import annotations
