@@ -319,7 +319,8 @@ def where(xp: Any, condition: Any, x: Any, y: Any, *, out: Any) -> None:
 
     In the nd face a condition of shape (n,) chooses whole rows.
     """
-    out[...] = xp.where(xp.not_equal(condition, 0), x, y)
+    chosen = condition if condition.dtype == np.bool_ else xp.not_equal(condition, 0)
+    out[...] = xp.where(chosen, x, y)
 
 
 where.grad(

@@ -35,6 +35,7 @@ PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dty
 INLINE = 16_384.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
 COPIED = 4096  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
+ESTIMATED = 20  # how much more than it says a kernel of several calls may cost
 HALF = np.dtype(np.float16)
 
 Seen = tuple[Any, Any, Any, int]
@@ -129,13 +130,15 @@ def fails(context: Any, function: Callable[..., Any], *arguments: Any) -> bool:
 
 
 def compute(op: Operator, xp: Any, arrays: Sequence[Any], attributes: Attributes, filled: Sequence[Any]) -> None:
-    """An atomic operator on raw memory."""
+    """An operator on raw memory."""
     if op.ufunc is not None:
         op.ufunc(*arrays, out=filled[0])
         return
     outs = dict(zip((*op.outputs, *op.saves), filled, strict=True))
-    for function, *arguments in op.kernel(xp, *arrays, **attributes, **outs):
-        function(*arguments)
+    steps = op.kernel(xp, *arrays, **attributes, **outs)
+    if op.atomic:
+        for function, *arguments in steps:
+            function(*arguments)
 
 
 def at_once(
@@ -150,7 +153,7 @@ def at_once(
     zero_d: Shape,
 ) -> tuple[Any, ...] | None:
     """Fresh outputs of an operator (see push.invoke), or None: it is to be pushed."""
-    if not op.atomic or op.updates or op.random or op.alias is not None or not place.engine.calm():
+    if op.updates or op.random or op.alias is not None or not place.engine.calm():
         return None
     if op.elementwise and size_of(made) >= FUSE:
         return None
@@ -162,7 +165,8 @@ def at_once(
     arrays = [looks.at(x) for x in inputs]
     if not looks.ready or any(getattr(a, "dtype", None) == HALF for a in arrays):
         return None
-    if op.work([None if a is None else (a.shape, a.dtype) for a in arrays], made, attributes) > NOW:
+    work = op.work([None if a is None else (a.shape, a.dtype) for a in arrays], made, attributes)
+    if work > (NOW if op.atomic else NOW / ESTIMATED):
         return None
     node = None
     if recorder is not None:
