@@ -5,6 +5,7 @@ A hang prints every thread's stack (`faulthandler_timeout` and `timeout_method` 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def engine_kind(request: pytest.FixtureRequest) -> Iterator[Any]:
     kind, workers = ENGINES[request.param]
     with Engine(kind=kind, workers=workers) as engine:
         yield engine
+
+
+@pytest.fixture
+def no_gc_callbacks() -> Iterator[None]:
+    """For tests that throw interrupts anywhere: Python swallows, and reports, one that hits a callback of collections."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import pytest
 from vardag import _chaos, selftest
 from vardag.engine import admission
 
+pytestmark = pytest.mark.usefixtures("no_gc_callbacks")
+
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The self-test in a process of its own, without pytest, after `code`."""

@@ -31,6 +31,8 @@ WAIT = 20.0
 FILES = str(Path(waiting.__file__).parent)
 where: Counter[str] = Counter()  # the engine's functions that were interrupted
 
+pytestmark = pytest.mark.usefixtures("no_gc_callbacks")
+
 
 def innermost(frame) -> str | None:
     """The engine's function that runs in this frame or called it; None: no such function is on this stack."""
