@@ -42,7 +42,7 @@ def engine_kind(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def no_gc_callbacks() -> Iterator[None]:
-    """For tests that throw interrupts anywhere: Python swallows, and reports, one that hits a callback of collections."""
+    """For tests that throw interrupts anywhere: Python swallows, and reports, one that hits a collection's callback."""
     callbacks = gc.callbacks[:]
     gc.callbacks.clear()
     yield
