@@ -66,7 +66,10 @@ WORK = {
     "callback": "e.push_async(lambda c, done: None)",
     "late callback": "e.push_async(lambda c, done: threading.Timer(0.02, done).start())",
     "asleep": "e.push(threading.Event().wait)\nE.push = e.push",
-    "daemon pushes": "def f():\n  while True: e.push(lambda: None).wait()\n"
+    "daemon pushes": "def f():\n"
+                     "  while True:\n"
+                     "    try: e.push(lambda: None).wait()\n"
+                     "    except E.Cancelled: pass  # by `cancelled`\n"
                      "threading.Thread(target=f, daemon=True).start()",
     "daemon waits": "w = e.new_variable()\ne.push_async(lambda c, done: None, mutable_vars=[w])\n"
                     "threading.Thread(target=lambda: e.wait_for_var(w), daemon=True).start()",
