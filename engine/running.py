@@ -64,16 +64,16 @@ class Runner(Unseen):
                 lane.started = True
         self._started = lanes  # and not True: a lane added meanwhile made another dictionary, so it is not forgotten
 
-    def _start_lane(self, lane: Lane) -> None:
+    def _start_lane(self, lane: Lane, gone: threading.Thread | None = None) -> None:
         here_and_now.worker = self  # a finalizer in here may wait for what only a worker runs
-        if not locked(self._life, self._start_lane_locked, lane):
+        if not locked(self._life, self._start_lane_locked, lane, gone):
             self._work(lane)  # a lane has one worker at least, and no other thread can be started
 
-    def _start_lane_locked(self, lane: Lane) -> bool:
-        lane.threads[:] = [t for t in lane.threads if t.is_alive()]
+    def _start_lane_locked(self, lane: Lane, gone: threading.Thread | None) -> bool:
+        lane.threads[:] = [t for t in lane.threads if t is not gone and t.is_alive()]
         with suppress(RuntimeError):  # too many threads; 3.12+: the process is ending
             self._start_threads(lane)
-        lane.threads[:] = [t for t in lane.threads if t.is_alive()]
+        lane.threads[:] = [t for t in lane.threads if t.ident is not None]  # one that died since is replaced
         lane.up.put(None)
         return bool(lane.threads)
 
@@ -83,11 +83,6 @@ class Runner(Unseen):
             lane.threads.append(threading.Thread(target=self._work, args=(lane,), daemon=True, name=name))
             lane.threads[-1].start()
 
-    def _replace(self, lane: Lane, thread: threading.Thread) -> None:
-        with suppress(ValueError):
-            lane.threads.remove(thread)
-        self._start_lane(lane)
-
     def _work(self, lane: Lane) -> None:
         """A worker's life."""
         here_and_now.worker = self
@@ -96,7 +91,7 @@ class Runner(Unseen):
         try:
             self._serve_on(lane, mine)
         except BaseException:  # a second exception thrown into it, while it dealt with the first: another takes over
-            start_new_thread(self._replace, (lane, me))
+            start_new_thread(self._start_lane, (lane, me))
             start_new_thread(self._abandoned, (mine,))
 
     def _serve_on(self, lane: Lane, mine: list[Job | None]) -> None:

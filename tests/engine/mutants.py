@@ -143,7 +143,7 @@ MUTANTS = {
         "test_attacks.py::test_a_finalizer_between_the_claim_and_the_function"),
     "worker-replaced": one(
         "a worker that two exceptions in a row have killed is replaced",
-        "running.py", "            start_new_thread(self._replace, (lane, me))", "            pass",
+        "running.py", "            start_new_thread(self._start_lane, (lane, me))", "            pass",
         "test_attacks.py::test_a_worker_that_is_killed_is_replaced"),
     "serial-turn": one(
         "the end of a turn wakes who left its work to it (serial engine)",
