@@ -53,6 +53,7 @@ class Walk:
         self.cotangents: dict[Any, list[Any]] = {}
         #: (node, output) of cotangents that are the walk's own: it may write them, see regions.py
         self.own: set[tuple[Any, int]] = set()
+        self.wanted: Callable[[Any], bool] = bool  # whose cotangents are results; set by `run`
         entries = [entry_of(h) for h in heads]
         for head, entry in zip(heads, entries, strict=True):
             if entry is None:
@@ -89,6 +90,7 @@ class Walk:
 
     def run(self, head_grads: Sequence[Any], wanted: Callable[[Any], bool]) -> None:
         """Push everything that the wanted nodes' cotangents need."""
+        self.wanted = wanted
         needed: set[int] = set()
         for node in self.nodes:
             if wanted(node) or any(e is not None and e[0].number in needed for e in self.edges[node]):
@@ -168,13 +170,12 @@ class Walk:
                 return False
             regions.add(whole, region, g)
             return True
-        own = self._writable(node, 0)
+        value = node.metas[1]
+        if 1 in texts and (value is None or math.prod(value[0]) != math.prod(region[0])):
+            return False  # the value was broadcast
+        own = None if self.wanted(node) else self._writable(node, 0)  # what is wanted is somebody's result
         whole = own if own is not None else numpy_face.add(g, 0)
-        if 1 in texts:
-            value = node.metas[1]
-            assert value is not None
-            if math.prod(value[0]) != math.prod(region[0]):
-                return False  # the value was broadcast
+        if 1 in texts and value is not None:
             self._deliver(node, 1, regions.take(whole, region, value[0]), True)
         else:
             regions.clear(whole, region)

@@ -105,3 +105,18 @@ def test_a_cotangent_that_others_see_is_not_written() -> None:
     expected[0] = before[0] * 2
     np.testing.assert_allclose(x.grad.asnumpy(), expected, rtol=1e-6)
     assert np.array_equal(head.asnumpy(), before)
+
+
+def test_a_cotangent_that_is_a_result_is_not_written() -> None:
+    """The gradient of the written array itself: the walk goes on beyond it."""
+    x = nd.ones((ROWS, COLUMNS))
+    x.attach_grad()
+    with autograd.record():
+        buf = x * 2
+        buf[0] = 3
+        loss = (buf * buf).sum()
+    of_buf, of_x = (g.asnumpy() for g in autograd.grad(loss, [buf, x]))
+    assert (of_buf[0] == 6).all()
+    assert (of_buf[1:] == 4).all()
+    assert (of_x[0] == 0).all()
+    assert (of_x[1:] == 8).all()
