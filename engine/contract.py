@@ -229,7 +229,8 @@ class Contract(Pressure):
 
     # ================================================================================================ bulk, shutdown
     def set_bulk_size(self, size: int) -> int:
-        """Set how many pushed operations the engine takes over in one step; returns the previous number.
+        """Set how many pushed operations the engine takes over in one step, and how many elementwise operators may run
+        as one operation (see joining.py); returns the previous number.
 
         Larger costs less per operation, smaller lets others at the scheduler sooner.  It never changes results.
         """

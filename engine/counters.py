@@ -14,13 +14,13 @@ class Statistics:
     """
 
     pushed: int
-    """Operations admitted since the engine was made."""
+    """Operations admitted since the engine was made, and kernels that ran at once."""
     completed: int
     """Of these, done (well or not)."""
     pending: int
     """Of these, not done."""
     inline: int
-    """Ran within their push."""
+    """Ran within their push, or at once, without one."""
     by_worker: int
     """Ran on one of the engine's threads."""
     by_helper: int

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vardag import autograd, nd
-from vardag.engine import Cancelled, Engine
+from vardag.engine import Cancelled, Engine, joining
 from vardag.engine.lifecycle import set_default
 from vardag.engine.testing import Gate
 from vardag.ndarray.array import Array
@@ -250,9 +250,32 @@ def test_gradients_of_large_arrays_are_fused_too(engine: Engine) -> None:
     a.attach_grad()
     with autograd.record():
         y = nd.exp(a * b) * b
-    y.backward()
+    y.wait_to_read()
+    nd.waitall()
+    count, _ = operations(engine, lambda: y.backward(wait=False))
     p, q = raw(N), raw(N, seed=1)
     np.testing.assert_allclose(a.grad.asnumpy(), np.exp(p * q) * q * q, rtol=1e-5)
+    engine.fusion = False
+    with autograd.record():
+        y = nd.exp(a * b) * b
+    y.wait_to_read()
+    nd.waitall()
+    assert operations(engine, lambda: y.backward(wait=False))[0] > count
+
+
+@pytest.mark.parametrize("how", ["a wait", "a push"])
+def test_what_ends_dwelling(engine: Engine, monkeypatch: Any, how: str) -> None:
+    monkeypatch.setattr(joining, "DWELL", 3600)
+    (a,) = arrays(engine, (N,))
+    y = a + 1
+    end = monotonic() + 30
+    while not engine._dwelling:
+        assert monotonic() < end
+    if how == "a push":
+        engine.push(lambda: None)
+        while not y.var.writer.done:
+            assert monotonic() < end
+    y.wait_to_read(timeout=30)
 
 
 def test_an_operand_that_every_tile_needs_is_not_overwritten_by_a_later_member(engine: Engine) -> None:

@@ -164,12 +164,17 @@ def test_an_array_grows_a_chunk_once(engine: Engine) -> None:
     assert x.version == 1
 
 
-def test_recorded_operands_are_left_to_the_push_path(engine: Engine) -> None:
+def test_recorded_operators_run_at_once_too(engine: Engine) -> None:
     x = nd.array([1.0, 2.0])
     x.attach_grad()
-    with autograd.record():
-        y = (x * x).sum()
-    y.backward()
+
+    def program() -> None:
+        with autograd.record():
+            y = (x * x).sum()
+        y.backward()
+
+    count, _ = at_once(engine, program)
+    assert count >= 2
     assert x.grad.asnumpy().tolist() == [2, 4]
 
 
