@@ -46,8 +46,9 @@ bench: $(VENV)/.installed-test
 	$(RUN) benchmarks/compare.py $(BENCH)
 
 # Seconds for each storm of finalizers and of exceptions thrown into workers; any number above 0 asks for the long forms
-# of the rest.  14 minutes of processor time, more when other programs run beside it; the table of what was counted comes last (tests/engine/conftest.py).
-STORM := 6
+# of the rest.  Below 15 minutes on two cores with nothing beside it; the table of what was counted comes last
+# (tests/engine/conftest.py).
+STORM := 5
 LONG_TESTS := tests/autograd/test_random_programs.py tests/ndarray/test_memory.py tests/engine
 
 stress: $(VENV)/.installed-test

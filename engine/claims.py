@@ -23,6 +23,7 @@ class ThisThread(threading.local):
         self.worker: object = None  # the engine whose worker this thread is
         self.forced = False  # its push is admitted whatever the bounds are
         self.busy: Any = None  # the busy lock of the innermost operation that it helps with; free once that is over
+        self.turn = False  # it has the turn of a serial engine
         self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
 
 

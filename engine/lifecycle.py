@@ -303,6 +303,8 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
         op.state = DONE
         if claim is not None:
             claim[0] = None  # nor does it begin here, should a frame of this thread be about to call it
+        for bell in op.watch:
+            bell.put(None)  # a frame of this thread may be about to sleep until it is done
     dropped += unfinished
 
 

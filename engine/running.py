@@ -271,13 +271,15 @@ class Runner(Unseen):
 
     def _take_turn(self, lane: Lane) -> bool:
         held: list[bool] = []
-        lock, me = self._turn_lock, get_ident()
+        lock, me, outer = self._turn_lock, get_ident(), here_and_now.turn
         try:
             held += map(lock.acquire, (False,))
             if held[0]:
                 self._turn_thread = me  # no checkpoint since the lock was taken, nor between the next two
+                here_and_now.turn = True
                 self._serve_once(lane, False, [None, None])
         finally:
+            here_and_now.turn = outer
             if held and held[0]:
                 self._turn_thread = 0
                 lock.release()

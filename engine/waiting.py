@@ -12,6 +12,9 @@ Owns every way of blocking on an operation.  Guarantees:
   longer, if somebody waits for it: a runner that is interrupted, even while it deals with an interrupt, gives it back
   at once, and only after a third exception in a row does the next look of a wait find it.
                                       [test_guards: test_an_operation_whose_runner_is_interrupted_again_and_again]
+  Nor does it stay without one because a worker never gets as far as looking for it: a wait that finds at two looks in
+  a row that something is ready, nothing runs and nothing ran in between starts a thread for it.
+                                                  [test_guards: test_a_worker_that_waits_before_it_is_one]
 
 RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it
 searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
@@ -20,7 +23,7 @@ searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
 from __future__ import annotations
 
 import threading
-from _thread import get_ident, start_new_thread
+from _thread import start_new_thread
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -220,6 +223,7 @@ class Waiting(Runner):
         watched: list[Operation],
         current: Operation | None,
     ) -> None:
+        still: Any = None
         while not target.done:
             worker = self._may_run_all()
             op, told = locked(self._T, self._next_for, target, queue, watched, worker, current)
@@ -234,7 +238,20 @@ class Waiting(Runner):
                     raise EngineTimeout(
                         f"{timeout} s passed; waiting at {describe(here(2))} for\n{self.explain(target)}"
                     )
-                self._sleep(queue, left)
+                still = None if self._sleep(queue, left) else self._stands_still(queue, target, still)
+
+    def _stands_still(self, queue: Bell, target: Operation, before: Any) -> Any:
+        """After a look of a wait that nothing ended: see that something runs.  What to pass the next time."""
+        now = self._ran_worker, self._ran_helper
+        if now == before and not self._serial:
+            op = locked(self._T, self._unclaimed, target)
+            if op is not None:
+                self._spare(queue, op)
+        return now
+
+    def _unclaimed(self, target: Operation) -> Operation | None:
+        """T held.  A ready operation that `target` needs, if nothing runs."""
+        return None if any(map(_runs, list(self._live.values()))) else self._needed(target, True)[0]
 
     def _may_run_all(self) -> bool:
         """May this thread run users' functions?  Workers, of whatever engine: its own workers may all be waiting for
@@ -245,8 +262,12 @@ class Waiting(Runner):
         return self._serial and (self._inside_turn() or not self._turn_lock.locked())
 
     def _inside_turn(self) -> bool:
-        """Serial engine: is this an operation, or a finalizer or signal handler between two of this thread's turn?"""
-        return bool(here_and_now.stack) or self._turn_thread == get_ident()
+        """Serial engine: is this an operation, or a finalizer or signal handler between two of this thread's turn?
+
+        The turn of whichever serial engine: who has that of another one may be waited for by who has this one's.
+        [test_engines_together: test_two_serial_engines_whose_turns_wait_for_each_other]
+        """
+        return bool(here_and_now.stack) or here_and_now.turn
 
     def _next_for(
         self, target: Operation, queue: Bell, watched: list[Operation], worker: bool, current: Operation | None
@@ -317,10 +338,11 @@ class Waiting(Runner):
                 todo.extend(reversed(o.preds))  # the oldest first
         return oldest, running if worker and running else [target]
 
-    def _sleep(self, queue: Bell, seconds: float) -> None:
-        """No lock held."""
+    def _sleep(self, queue: Bell, seconds: float) -> bool:  # was there word?
         with suppress(Empty):
             queue.get(timeout=seconds)
+            return True
+        return False
 
     # ------------------------------------------------------------------------------------------------ deep stacks
     def _spare(self, queue: Bell, op: Operation) -> None:
@@ -357,7 +379,7 @@ class Waiting(Runner):
     def _busy(self) -> bool:
         """Is anything pending that is not waiting for a callback of push_async?"""
         ops = self._pending()
-        return any(o.state is READY or (o.state is RUNNING and not (o.kind is Kind.ASYNC and o.mark == 1)) for o in ops)
+        return any(o.state is READY or _runs(o) for o in ops)
 
     # ================================================================================================ explanations
     def explain(self, target: Operation) -> str:
@@ -401,6 +423,11 @@ class Waiting(Runner):
             raise ArgumentTypeError(f"expected a Variable, got {type(variable).__name__}")
         if variable.engine is not self:
             self._foreign(variable)
+
+
+def _runs(op: Operation) -> bool:
+    """Is some thread at it, so that it does not merely wait for its callback?"""
+    return op.state is RUNNING and not (op.kind is Kind.ASYNC and op.mark == 1)
 
 
 def needs(target: Operation, mine: set[Operation]) -> Operation | None:

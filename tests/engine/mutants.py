@@ -176,10 +176,23 @@ MUTANTS = {
         "a kernel that a fork cut has failed in the child (race fork-in-kernel)",
         "lifecycle.py", "if op.state is NEW and op.mark == 1:", "if False:",
         "test_exit_and_fork.py::test_fork_while_a_kernel_runs_within_its_push"),
+    "fork-in-wait": one(
+        "a wait inside which a handler forked is woken in the child",
+        "lifecycle.py", "        for bell in op.watch:\n", "        for bell in ():\n",
+        "test_engines_together.py::test_fork_inside_a_wait"),
     "fork-bounds": one(
         "what was in flight in the parent is not in flight in the child",
         "lifecycle.py", "    engine._renew_limits()", "    pass",
         "test_proof.py::test_a_forked_child_counts_from_nothing"),
+    "any-turn": one(
+        "who has the turn of a serial engine may run what it waits for in another one",
+        "waiting.py", "return bool(here_and_now.stack) or here_and_now.turn",
+        "return bool(here_and_now.stack) or self._turn_thread == __import__('_thread').get_ident()",
+        "test_engines_together.py::test_two_serial_engines_whose_turns_wait_for_each_other"),
+    "stands-still": one(
+        "what is ready while nothing runs gets a thread of its own",
+        "waiting.py", "if now == before and not self._serial:", "if False:",
+        "test_guards.py::test_a_worker_that_waits_before_it_is_one"),
     "parking": one(
         "a daemon thread that pushes while the process ends is parked",
         "admission.py", "if self._parking and threading.current_thread()", "if False and threading.current_thread()",

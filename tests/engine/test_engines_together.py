@@ -7,6 +7,7 @@ import operator
 import os
 import threading
 import warnings
+from time import monotonic
 
 import pytest
 
@@ -15,6 +16,7 @@ from vardag.engine import (
     CompletionError,
     DeadlockError,
     Engine,
+    EngineTimeout,
     Kind,
     Operation,
     OperatorError,
@@ -143,6 +145,30 @@ def test_a_wait_inside_a_kernel_of_another_engine_that_needs_that_kernel():
         assert raised == [1]
         audit(a)
         audit(b)
+
+
+def test_two_serial_engines_whose_turns_wait_for_each_other():
+    """Each thread, between two operations of its turn, waits for one of the engine whose turn the other has."""
+    barrier, ran = threading.Barrier(2), []
+
+    def use(x, y):
+        class Noisy:
+            def __del__(self):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    barrier.wait(5)
+                y.push(lambda: ran.append(1)).wait(WAIT)
+
+        def outer():
+            held = [Noisy()]
+            x.push(lambda held=held: None)  # it runs after this one, and then what it holds is dropped
+
+        x.push(outer)
+
+    with Engine("NaiveEngine") as a, Engine("NaiveEngine") as b:
+        assert both(use, a, b) == []
+        a.waitall(WAIT)
+        b.waitall(WAIT)
+        assert ran == [1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -332,6 +358,49 @@ def test_fork_inside_a_section(kind):
     while attack(k):
         k += 1 if os.environ.get("VARDAG_STRESS") else 4
     assert k > 100
+
+
+@fork
+def test_fork_inside_a_wait():
+    """A handler forks at any checkpoint of a wait: in the child what was unfinished is over, and it hears of it."""
+
+    def attack(k):
+        pids, gate = [], Gate()
+        with Engine("ThreadedEnginePooled", workers=1) as e:
+            v = e.new_variable()
+            e.push(gate)
+            gate.wait_entered()
+            op = e.push(lambda: None, updates=[v])
+
+            def at(n):
+                if n == k:
+                    pids.append(fork_here())
+                    if pids[0]:
+                        gate.open()
+
+            raised, begun = [], monotonic()
+            try:
+                with Checkpoints(at):
+                    op.wait(1.0)
+            except (Cancelled, EngineTimeout) as error:
+                raised.append(error)
+            took = monotonic() - begun
+
+            def check():
+                audit(e)
+                assert isinstance(raised[0], Cancelled)
+                assert took < 0.9, "nothing woke it"
+
+            asleep = bool(pids) and took >= 1.0 and pids[0] != 0  # that checkpoint comes after the sleep
+            if pids:
+                assert finish(pids[0], check) == 0 or asleep, k
+            gate.open()
+        return not asleep
+
+    k = 1
+    while attack(k):
+        k += 1
+    assert k > 20
 
 
 @fork
