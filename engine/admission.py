@@ -77,6 +77,8 @@ class Admission(Joining):
             op = self._hold(full, lambda: self._admit_again(plan, held))
         if op is None or op.state is not DONE or len(held) > 1:
             self._queued()
+            if op is not None and op.kind is Kind.KERNEL and type(op) is not Fusible:
+                self._hand_over(op)
         return op
 
     def _admit_again(self, plan: Callable[[], Plan], held: list[Plan]) -> Operation | None:

@@ -9,12 +9,17 @@ that are not done is picked at the latest as number ``AGE_EVERY * (k + 1)`` from
 however urgent it is; and an urgent one is picked next or, if age has its turn, the one after.  (Waits that help are no
 picks: they take what they need.)  Ageing starts with the first priority that is not 0, and costs nothing before;
 under a schedule of its own (`testing.Seeded`) an engine has none.     [test_priority.py]
+
+HANDING OVER.  A worker that is rung needs the interpreter, and a pusher that goes on with Python code keeps it for 5 ms
+(`sys.getswitchinterval`).  So who has pushed a large kernel for a sleeping worker sleeps itself until a worker has
+claimed something, or looked in vain; `HANDOVER` seconds at most.                                    [test_handover.py]
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -24,6 +29,7 @@ from .operation import READY, Operation
 
 Entry = tuple[Any, int, Operation]
 Rank = Callable[[Operation], Any]
+HANDOVER = 0.0005  # seconds
 AGE_EVERY = 64  # every so many picks of a lane the oldest ready operation is taken, whatever its priority
 
 
@@ -46,7 +52,8 @@ class Lane:
     """
 
     __slots__ = (
-        "aged", "asleep", "bell", "heap", "mixed", "name", "picks", "started", "stopping", "threads", "up", "workers",
+        "aged", "asleep", "bell", "heap", "mixed", "name", "picks", "pusher", "started", "stopping", "threads", "up",
+        "workers",
     )  # fmt: skip
 
     def __init__(self, name: str, workers: int) -> None:
@@ -60,6 +67,9 @@ class Lane:
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.asleep: set[int] = set()  # workers that wait for the bell: approximate
+        # A thread that hands over the interpreter sleeps on it.  Single stores: who comes second may replace it, and
+        # the first one then sleeps for `HANDOVER`.
+        self.pusher: SimpleQueue[None] | None = None
         self.started = False
         self.stopping = False
         # A token says that its threads have been started.  Not an Event: a finalizer that pushes, run by a collection
@@ -76,9 +86,24 @@ class Lane:
         self.up.put(None)
         return True
 
+    def hand_over(self) -> None:
+        """Let a worker have the interpreter, if one is asleep or has not come up yet.  No lock held."""
+        if self.asleep or self.up.empty():
+            bell: SimpleQueue[None] = SimpleQueue()
+            self.pusher = bell
+            with suppress(Empty):
+                bell.get(timeout=HANDOVER)
+
+    def taken(self) -> None:
+        """A worker has the interpreter, and has looked at the heap: a pusher that waits for that goes on."""
+        bell, self.pusher = self.pusher, None
+        if bell is not None:
+            bell.put(None)
+
     def renew(self) -> None:
         """Empty, without threads: in a forked child."""
         self.heap, self.bell, self.threads, self.asleep = [], SimpleQueue(), [], set()
+        self.pusher = None
         self.aged, self.mixed, self.picks = None, False, 0
         self.started = self.stopping = False
         self.up.put(None)  # should this very thread have forked while it waits there

@@ -140,6 +140,8 @@ class Runner(Unseen):
                 mine[1] = None
                 del old, op
             job = mine[0]
+            if lane.pusher is not None:
+                lane.taken()
             if job is None:
                 if not sleep or lane.stopping or lane.bell is not bell:
                     return

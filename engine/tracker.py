@@ -144,6 +144,16 @@ class Tracker:
                 ready.append(o)
             steps += ((setitem, live, seq, o), (popleft, inbox))
 
+    # ================================================================================================ handing over
+    def _hand_over(self, op: Operation) -> None:
+        """`op`, a large kernel, was pushed and is ready: let a sleeping worker begin with it.  See ready.py."""
+        if op.state is not DONE and op.pred0 is None and self._may_wait():
+            op.lane.hand_over()
+
+    def _may_wait(self) -> bool:
+        """May the calling thread sleep for a moment?  See limits.py."""
+        return False
+
     # ================================================================================================ completion (T)
     def _doom(self, op: Operation) -> Fate | None:
         """The fate that an operation inherits before it runs; None: it may run.  Its predecessors are DONE."""
