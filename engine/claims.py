@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from _thread import get_ident
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -16,11 +17,20 @@ if TYPE_CHECKING:
     from .running import Runner
 
 
+#: workers that are being started, each with its engine: a finalizer in the bootstrap of one may wait already
+#: [test_guards: test_a_worker_that_waits_before_it_is_one]
+starting: list[tuple[threading.Thread, object]] = []
+#: threads that have the turn of a serial engine, and wait
+in_wait: set[int] = set()
+
+
 class ThisThread(threading.local):
     """What the engine knows of the calling thread."""
 
     def __init__(self) -> None:
-        self.worker: object = None  # the engine whose worker this thread is
+        me = get_ident()
+        #: the engine whose worker this thread is
+        self.worker: object = next((engine for thread, engine in tuple(starting) if thread.ident == me), None)
         self.forced = False  # its push is admitted whatever the bounds are
         self.busy: Any = None  # the busy lock of the innermost operation that it helps with; free once that is over
         self.turn = False  # it has the turn of a serial engine

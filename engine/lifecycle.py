@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from .atomic import P, T, renew
-from .claims import here_and_now
+from .claims import here_and_now, in_wait, starting
 from .errors import Cancelled, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
 from .parallel import Helper
@@ -246,6 +246,8 @@ def _after_fork_in_child() -> None:
     renew(T)
     here_and_now.worker = here_and_now.busy = None
     here_and_now.stack.clear()
+    starting.clear()
+    in_wait.intersection_update((get_ident(),))
     dropped: list[Operation] = []
     for engine in living():
         _renew(engine, dropped)
@@ -289,6 +291,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
             engine._seq = op.seq + 1
             for v in (*writes, *updates):
                 v.writer, v.readers, v.version = op, (), v.version + 1
+            op.succ = op.watch = ()  # it was never queued
             unfinished.append(op)
         elif op.mark == 2:  # all is committed but its fate
             op.fate, op.state = OK, DONE

@@ -1,8 +1,8 @@
 """The tracker: when an operation may run.
 
 Owns all shared state of an engine; here are the edges, completion and poison (lock T).  Admission (lock P) is in
-admission.py, who runs a ready operation in running.py, waits in waiting.py; all change state in the same manner, by
-commits.
+admission.py, who runs a ready operation in running.py and workers.py, waits in waiting.py; all change state in the
+same manner, by commits.
 
 LOCKS (both re-entrant, only ever taken by `locked`; one of each for all engines of the process, a guard for each)
     P   order of pushes: Variable fields, `_seq`, appends to `_inbox`, `_inlining`.

@@ -12,9 +12,6 @@ Owns every way of blocking on an operation.  Guarantees:
   longer, if somebody waits for it: a runner that is interrupted, even while it deals with an interrupt, gives it back
   at once, and only after a third exception in a row does the next look of a wait find it.
                                       [test_guards: test_an_operation_whose_runner_is_interrupted_again_and_again]
-  Nor does it stay without one because a worker never gets as far as looking for it: a wait that finds at two looks in
-  a row that something is ready, nothing runs and nothing ran in between starts a thread for it.
-                                                  [test_guards: test_a_worker_that_waits_before_it_is_one]
 
 RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it
 searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
@@ -23,19 +20,20 @@ searches, so the later one sees both edges.  [test_waits: test_crossed_waits]
 from __future__ import annotations
 
 import threading
-from _thread import start_new_thread
+from _thread import get_ident, start_new_thread
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
+from . import lifecycle
 from .atomic import commit, locked
-from .claims import deep, here_and_now
+from .claims import deep, here_and_now, in_wait
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
 from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation
-from .running import Runner
 from .site import describe, here
 from .variable import Variable
+from .workers import Workers
 
 BOUND = 64  # how far a user's thread looks for a kernel to help with
 SLICE = 0.05  # seconds: the longest sleep.  Windows cannot interrupt a lock, and runners that vanished are found
@@ -45,7 +43,7 @@ ATOMIC = Kind.ATOMIC
 Bell = SimpleQueue[None]
 
 
-class Waiting(Runner):
+class Waiting(Workers):
     """The runner, and everything that blocks."""
 
     # ================================================================================================ public waits
@@ -196,12 +194,25 @@ class Waiting(Runner):
         outer = None if current is None else current.blocked
         if self._serial:
             self._turn_bells.append(queue)
+        again = get_ident() in in_wait
         try:
+            if here_and_now.turn and not again:
+                self._give_way()
             self._until_done(op, end, timeout, queue, watched, current)
         finally:
+            if not again:
+                in_wait.discard(get_ident())
             if current is not None:
                 current.blocked = outer  # a finalizer's wait inside a wait gives back what it found
             self._leave(watched, queue)
+
+    def _give_way(self) -> None:
+        """This thread has the turn of a serial engine: while it waits, others may run what they need there."""
+        me = get_ident()
+        in_wait.add(me)
+        for engine in lifecycle.living():
+            if engine._turn_thread == me:
+                engine._ring_turn()
 
     def _leave(self, watched: list[Operation], queue: Bell) -> None:
         if self._serial:
@@ -223,51 +234,32 @@ class Waiting(Runner):
         watched: list[Operation],
         current: Operation | None,
     ) -> None:
-        still: Any = None
         while not target.done:
             worker = self._may_run_all()
             op, told = locked(self._T, self._next_for, target, queue, watched, worker, current)
-            if op is not None:
+            if op is not None and (worker or not self._serial):
                 if worker and deep():
                     self._spare(queue, op)
-                elif not self._serial or self._inside_turn() or not self._run_ready():
+                elif not self._serial or here_and_now.stack or self._turn_lock.locked() or not self._run_ready():
                     self._run(op)
-            elif told:
+            elif told or op is not None:
                 left = SLICE if end is None else min(SLICE, end - monotonic())
                 if left <= 0:
                     raise EngineTimeout(
                         f"{timeout} s passed; waiting at {describe(here(2))} for\n{self.explain(target)}"
                     )
-                still = None if self._sleep(queue, left) else self._stands_still(queue, target, still)
-
-    def _stands_still(self, queue: Bell, target: Operation, before: Any) -> Any:
-        """After a look of a wait that nothing ended: see that something runs.  What to pass the next time."""
-        now = self._ran_worker, self._ran_helper
-        if now == before and not self._serial:
-            op = locked(self._T, self._unclaimed, target)
-            if op is not None:
-                self._spare(queue, op)
-        return now
-
-    def _unclaimed(self, target: Operation) -> Operation | None:
-        """T held.  A ready operation that `target` needs, if nothing runs."""
-        return None if any(map(_runs, list(self._live.values()))) else self._needed(target, True)[0]
+                self._sleep(queue, left)
 
     def _may_run_all(self) -> bool:
         """May this thread run users' functions?  Workers, of whatever engine: its own workers may all be waiting for
-        other engines.  In the serial engine whoever can have the turn, or is inside an operation.
+        other engines.  In the serial engine whoever has the turn or can have it; or if who has it waits itself, perhaps
+        for this thread: one thing at a time, but none for ever.
+                            [test_engines_together: test_two_serial_engines_whose_turns_wait_for_each_other]
         """
-        if here_and_now.worker is not None:
-            return True
-        return self._serial and (self._inside_turn() or not self._turn_lock.locked())
-
-    def _inside_turn(self) -> bool:
-        """Serial engine: is this an operation, or a finalizer or signal handler between two of this thread's turn?
-
-        The turn of whichever serial engine: who has that of another one may be waited for by who has this one's.
-        [test_engines_together: test_two_serial_engines_whose_turns_wait_for_each_other]
-        """
-        return bool(here_and_now.stack) or here_and_now.turn
+        if not self._serial:
+            return here_and_now.worker is not None
+        holder = self._turn_thread
+        return not self._turn_lock.locked() or holder == get_ident() or holder in in_wait
 
     def _next_for(
         self, target: Operation, queue: Bell, watched: list[Operation], worker: bool, current: Operation | None
@@ -338,23 +330,27 @@ class Waiting(Runner):
                 todo.extend(reversed(o.preds))  # the oldest first
         return oldest, running if worker and running else [target]
 
-    def _sleep(self, queue: Bell, seconds: float) -> bool:  # was there word?
+    def _sleep(self, queue: Bell, seconds: float) -> None:
+        """No lock held."""
         with suppress(Empty):
             queue.get(timeout=seconds)
-            return True
-        return False
 
     # ------------------------------------------------------------------------------------------------ deep stacks
     def _spare(self, queue: Bell, op: Operation) -> None:
         """This stack is too deep to help on.  A thread of its own runs the operation, then ends."""
-        start_new_thread(self._spare_work, (queue, op))
-        while op.state is READY:  # until somebody has it; the next round watches it
-            self._sleep(queue, SLICE)
+        try:
+            start_new_thread(self._spare_work, (queue, op))
+        except RuntimeError:  # there are too many
+            self._run(op)
+        else:
+            if op.state is READY:
+                self._sleep(queue, SLICE)  # until it ends: the next round watches it, or looks for a runner again
 
     def _spare_work(self, queue: Bell, op: Operation) -> None:
         here_and_now.worker = self
         try:
-            self._run(op)  # this one and no other: another may wait for the stack that waits here
+            while op.state is READY:  # what runs in between may have it claimed, or given back
+                self._run(op)  # this one and no other: another may wait for the stack that waits here
         finally:
             queue.put(None)
 
@@ -379,7 +375,7 @@ class Waiting(Runner):
     def _busy(self) -> bool:
         """Is anything pending that is not waiting for a callback of push_async?"""
         ops = self._pending()
-        return any(o.state is READY or _runs(o) for o in ops)
+        return any(o.state is READY or (o.state is RUNNING and not (o.kind is Kind.ASYNC and o.mark == 1)) for o in ops)
 
     # ================================================================================================ explanations
     def explain(self, target: Operation) -> str:
@@ -423,11 +419,6 @@ class Waiting(Runner):
             raise ArgumentTypeError(f"expected a Variable, got {type(variable).__name__}")
         if variable.engine is not self:
             self._foreign(variable)
-
-
-def _runs(op: Operation) -> bool:
-    """Is some thread at it, so that it does not merely wait for its callback?"""
-    return op.state is RUNNING and not (op.kind is Kind.ASYNC and op.mark == 1)
 
 
 def needs(target: Operation, mine: set[Operation]) -> Operation | None:

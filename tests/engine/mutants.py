@@ -143,11 +143,11 @@ MUTANTS = {
         "test_attacks.py::test_a_finalizer_between_the_claim_and_the_function"),
     "worker-replaced": one(
         "a worker that two exceptions in a row have killed is replaced",
-        "running.py", "            start_new_thread(self._start_lane, (lane, me))", "            pass",
+        "workers.py", "            start_new_thread(self._start_lane, (lane, me))", "            pass",
         "test_attacks.py::test_a_worker_that_is_killed_is_replaced"),
     "serial-turn": one(
         "the end of a turn wakes who left its work to it (serial engine)",
-        "running.py", "deque(map(SimpleQueue.put, self._turn_bells, repeat(None)), 0)", "pass",
+        "running.py", "            self._ring_turn()\n        return", "        return",
         "test_attacks.py::test_the_serial_turn_is_taken_over"),
     # ---- picking
     "ageing": one(
@@ -185,13 +185,12 @@ MUTANTS = {
         "lifecycle.py", "    engine._renew_limits()", "    pass",
         "test_proof.py::test_a_forked_child_counts_from_nothing"),
     "any-turn": one(
-        "who has the turn of a serial engine may run what it waits for in another one",
-        "waiting.py", "return bool(here_and_now.stack) or here_and_now.turn",
-        "return bool(here_and_now.stack) or self._turn_thread == __import__('_thread').get_ident()",
+        "if who has the turn of a serial engine waits, others run there what they wait for",
+        "waiting.py", "or holder in in_wait", "or False",
         "test_engines_together.py::test_two_serial_engines_whose_turns_wait_for_each_other"),
-    "stands-still": one(
-        "what is ready while nothing runs gets a thread of its own",
-        "waiting.py", "if now == before and not self._serial:", "if False:",
+    "starting": one(
+        "a worker is one from its bootstrap on",
+        "claims.py", "if thread.ident == me", "if False",
         "test_guards.py::test_a_worker_that_waits_before_it_is_one"),
     "parking": one(
         "a daemon thread that pushes while the process ends is parked",

@@ -14,8 +14,8 @@ import pytest
 from vardag.engine import DeadlockError, Engine, EngineClosed, EngineTimeout, Kind, Operation, State, lifecycle, waiting
 from vardag.engine.atomic import locked, unlocked
 from vardag.engine.claims import here_and_now
-from vardag.engine.running import Runner
 from vardag.engine.testing import Checkpoints, Gate, audit
+from vardag.engine.workers import Workers
 
 WAIT = 20.0
 
@@ -333,7 +333,7 @@ def test_the_serial_turn_is_taken_over():
 
 def test_a_worker_that_is_killed_is_replaced(monkeypatch):
     """A second exception is thrown into it where it has dealt with the first."""
-    serve, killed = Runner._serve_safely, []
+    serve, killed = Workers._serve_safely, []
 
     def kill(self, lane, mine):
         if not killed:
@@ -341,7 +341,7 @@ def test_a_worker_that_is_killed_is_replaced(monkeypatch):
             raise Hard
         serve(self, lane, mine)
 
-    monkeypatch.setattr(Runner, "_serve_safely", kill)
+    monkeypatch.setattr(Workers, "_serve_safely", kill)
     with Engine("ThreadedEnginePooled", workers=1) as e:
         e.push(lambda: None).wait(WAIT)
         assert killed

@@ -171,6 +171,61 @@ def test_two_serial_engines_whose_turns_wait_for_each_other():
         assert ran == [1, 1]
 
 
+def test_a_serial_engine_whose_turn_waits_for_a_worker_that_needs_it():
+    """The worker is in a finalizer inside a kernel, so it is inside no operation of its own that shows."""
+    with Engine("NaiveEngine") as a, Engine("ThreadedEnginePooled", workers=1) as b:
+        in_turn, in_kernel, ran = Gate(), Gate(), []
+
+        def finalizer():
+            in_kernel()
+            a.push(lambda: ran.append("by the worker")).wait(WAIT)
+
+        class Noisy:
+            def __del__(self):
+                in_turn()
+                b.push(lambda: ran.append("on the worker")).wait(WAIT)
+
+        def outer():
+            held = [Noisy()]
+            a.push(lambda held=held: None)
+
+        atomic(b, [(operator.call, finalizer)])
+        in_kernel.wait_entered()
+        thread = start(a.push, outer)
+        in_turn.wait_entered()
+        in_kernel.open()
+        in_turn.open()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        b.waitall(WAIT)
+        a.waitall(WAIT)
+        assert ran == ["by the worker", "on the worker"]
+
+
+def test_a_serial_engine_runs_one_thing_at_a_time():
+    """Also for a thread that is inside another engine's turn."""
+    with Engine("NaiveEngine") as a, Engine("NaiveEngine") as b:
+        order, inside = [], Gate()
+
+        def first():
+            order.append("begins")
+            inside()
+            order.append("ends")
+
+        def use():
+            b.push(lambda: a.push(lambda: order.append("second")).wait(WAIT))
+
+        threads = [start(a.push, first)]
+        inside.wait_entered()
+        threads.append(start(use))
+        while not a._turn_bells:  # it waits
+            pass
+        inside.open()
+        for t in threads:
+            t.join(PATIENCE)
+        assert order == ["begins", "ends", "second"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_push_at_every_checkpoint_of_another_engine(kind):
     """The other one is used by a second thread, which does the same to this one."""

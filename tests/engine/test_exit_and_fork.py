@@ -226,8 +226,11 @@ def test_fork_while_four_threads_push(note):
 @fork
 def test_fork_while_a_kernel_runs_within_its_push():
     """Race "fork-in-kernel": its memory may be half written in the child, so it is unfinished there."""
-    with Engine("ThreadedEnginePooled", workers=1) as e:
+    with Engine("ThreadedEnginePooled", workers=1) as e, Engine("ThreadedEnginePooled", workers=1) as second:
         v, other, gate = e.new_variable(), e.new_variable(), threading.Lock()
+        w, busy = second.new_variable(), Gate()
+        second.push(busy, updates=[w])
+        busy.wait_entered()
         gate.acquire()
         inside = Gate()
         op = Operation(Kind.ATOMIC, lambda: [(operator.call, inside._entered.set), (gate.acquire,)], "half", cheap=True)
@@ -243,8 +246,13 @@ def test_fork_while_a_kernel_runs_within_its_push():
             e.waitall(10)
             e.wait_for_var(v)
             audit(e)
+            with pytest.raises(Cancelled):
+                second.wait_for_var(w, 10)
+            second.push(lambda: None, writes=[w])
+            second.wait_for_var(w, 10)
 
         assert in_child(check) == 0
+        busy.open()
         gate.release()
         thread.join()
         e.wait_for_var(v)

@@ -387,16 +387,15 @@ def test_an_operation_whose_runner_is_interrupted_again_and_again(more, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(threading, "gettrace"), reason="no trace hook here")
-def test_a_worker_that_waits_before_it_is_one(monkeypatch):
+def test_a_worker_that_waits_before_it_is_one():
     """A finalizer, here a trace function, in the bootstrap of the only worker waits for what only a worker runs."""
-    monkeypatch.setattr(waiting, "SLICE", 0.01)
     ran, before = [], threading.gettrace()
     with Engine("ThreadedEnginePooled", workers=1) as e:
 
         def finalizer(frame, event, arg):
             if threading.current_thread().name.startswith("vardag") and not ran:
                 ran.append("begun")
-                assert here_and_now.worker is None
+                assert here_and_now.worker is e
                 e.push(lambda: ran.append("in bootstrap")).wait(WAIT)
 
         threading.settrace(finalizer)
