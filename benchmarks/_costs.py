@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vardag import autograd, nd
-from vardag.engine import Engine
+from vardag.engine import Engine, Kind, Operation
 from vardag.operators.schema import registry
 
 
@@ -50,6 +50,27 @@ def behind_a_gate(n: int) -> tuple[float, float]:
     return (pushed - start) / n * 1e6, (end - pushed) / n * 1e6
 
 
+def start_while_busy(n: int) -> float:
+    """From the push of a large kernel to its start on a worker, while the pusher goes on in Python: microseconds."""
+    spent, started = [], list[float]()
+
+    def push() -> None:
+        op = Operation(Kind.KERNEL, lambda: started.append(time.perf_counter()), "large")
+        engine.admit(lambda: (op, (), (), (), (), [], False))
+
+    with Engine("ThreadedEnginePooled", workers=2) as engine:
+        for _ in range(n):
+            time.sleep(0.003)  # all workers are asleep
+            started.clear()
+            start = time.perf_counter()
+            push()
+            while not started:
+                pass
+            spent.append(started[0] - start)
+            engine.waitall()
+    return statistics.median(spent) * 1e6
+
+
 def stages(n: int) -> dict[str, float]:
     """The stages of a + b of ten elements.  What is a difference of two medians says so."""
     raw = np.ones(10, "float32")
@@ -73,6 +94,7 @@ def stages(n: int) -> dict[str, float]:
     with Engine("ThreadedEnginePooled", workers=1, inline=False):
         a, b = nd.array(raw), nd.array(raw)
         out["push, then wait: nothing runs within a push"] = each(waited, n)
+    out["start: of a large kernel, its pusher busy"] = start_while_busy(min(n, 200))
     return out
 
 

@@ -12,7 +12,8 @@ under a schedule of its own (`testing.Seeded`) an engine has none.     [test_pri
 
 HANDING OVER.  A worker that is rung needs the interpreter, and a pusher that goes on with Python code keeps it for 5 ms
 (`sys.getswitchinterval`).  So who has pushed a large kernel for a sleeping worker sleeps itself until a worker has
-claimed something, or looked in vain; `HANDOVER` seconds at most.                                    [test_handover.py]
+claimed something, or looked in vain; `HANDOVER` seconds at most.  Not so who pushes again within `PAUSE`: the workers
+may be short of processors rather than of the interpreter, and had better find several.              [test_handover.py]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any
 
 from .atomic import Step, commit
@@ -29,7 +31,7 @@ from .operation import READY, Operation
 
 Entry = tuple[Any, int, Operation]
 Rank = Callable[[Operation], Any]
-HANDOVER = 0.0005  # seconds
+HANDOVER, PAUSE = 0.002, 0.001  # seconds
 AGE_EVERY = 64  # every so many picks of a lane the oldest ready operation is taken, whatever its priority
 
 
@@ -52,8 +54,8 @@ class Lane:
     """
 
     __slots__ = (
-        "aged", "asleep", "bell", "heap", "mixed", "name", "picks", "pusher", "started", "stopping", "threads", "up",
-        "workers",
+        "aged", "asleep", "bell", "handed", "heap", "mixed", "name", "picks", "pusher", "started", "stopping",
+        "threads", "up", "workers",
     )  # fmt: skip
 
     def __init__(self, name: str, workers: int) -> None:
@@ -70,6 +72,7 @@ class Lane:
         # A thread that hands over the interpreter sleeps on it.  Single stores: who comes second may replace it, and
         # the first one then sleeps for `HANDOVER`.
         self.pusher: SimpleQueue[None] | None = None
+        self.handed = 0.0  # when one did so last
         self.started = False
         self.stopping = False
         # A token says that its threads have been started.  Not an Event: a finalizer that pushes, run by a collection
@@ -88,11 +91,12 @@ class Lane:
 
     def hand_over(self) -> None:
         """Let a worker have the interpreter, if one is asleep or has not come up yet.  No lock held."""
-        if self.asleep or self.up.empty():
+        if (self.asleep or self.up.empty()) and monotonic() - self.handed >= PAUSE:
             bell: SimpleQueue[None] = SimpleQueue()
             self.pusher = bell
             with suppress(Empty):
                 bell.get(timeout=HANDOVER)
+            self.handed = monotonic()
 
     def taken(self) -> None:
         """A worker has the interpreter, and has looked at the heap: a pusher that waits for that goes on."""

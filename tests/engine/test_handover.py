@@ -27,6 +27,7 @@ BUSY = 2.0  # seconds of Python code without a pause
 @pytest.fixture(autouse=True)
 def interval(monkeypatch):
     monkeypatch.setattr(ready, "HANDOVER", WAIT)
+    monkeypatch.setattr(ready, "PAUSE", 0.0)
     old = sys.getswitchinterval()
     sys.setswitchinterval(5.0)
     try:
@@ -187,6 +188,17 @@ def test_threads_that_must_not_block_do_not(engine, handed):
 
     asyncio.run(task())
     assert not handed
+
+
+def test_a_second_push_at_once_does_not(engine, monkeypatch):
+    admit(engine, Kind.KERNEL, lambda: None)
+    engine.waitall(WAIT)
+    until(lambda: len(engine._lane.asleep) == 2)
+    monkeypatch.setattr(ready, "PAUSE", WAIT)
+    before = engine._lane.handed
+    assert before
+    admit(engine, Kind.KERNEL, lambda: None)
+    assert engine._lane.handed == before
 
 
 def test_the_serial_engine_does_not():
