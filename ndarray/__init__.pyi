@@ -187,6 +187,9 @@ def add(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name
 def add_n(*data: Any, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The sum of arrays of one shape, added from left to right."""
 
+def all_finite(data: Any, init_output: bool = True, out: Any = None, name: Any = None) -> Any:
+    """1 if all elements are finite, otherwise 0.   Shapes: any -> (1,), float32."""
+
 def arange(start: Any, stop: Any = None, step: Any = 1.0, repeat: Any = 1, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """start, start + step, ... below stop (0 ... below start without a stop), each `repeat` times; float32 by default."""
 
@@ -535,6 +538,42 @@ def modulo(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, n
 def moments(data: Any, axes: Any, keepdims: bool = False) -> Any:
     """[mean, variance] along axes."""
 
+def mp_lamb_update_phase1(weight: Any, grad: Any, mean: Any, var: Any, weight32: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-06, t: Any = ..., bias_correction: Any = True, wd: Any = ..., rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """lamb_update_phase1 for weight32 (float32), which stay;  gives float32."""
+
+def mp_lamb_update_phase2(weight: Any, g: Any, r1: Any, r2: Any, weight32: Any, lr: Any, lower_bound: Any = -1.0, upper_bound: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """lamb_update_phase2 for weight32 (float32);  gives them as the weights' dtype."""
+
+def mp_nag_mom_update(weight: Any, grad: Any, mom: Any, weight32: Any, lr: Any, momentum: Any = 0.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """nag_mom_update for weight32 (float32);  gives them as the weights' dtype."""
+
+def mp_sgd_mom_update(weight: Any, grad: Any, mom: Any, weight32: Any, lr: Any, momentum: Any = 0.0, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """sgd_mom_update for weight32 (float32);  gives them as the weights' dtype."""
+
+def mp_sgd_update(weight: Any, grad: Any, weight32: Any, lr: Any, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """sgd_update for weight32 (float32);  gives them as the weights' dtype."""
+
+def multi_all_finite(*data: Any, num_arrays: Any = None, init_output: bool = True, out: Any = None, name: Any = None) -> Any:
+    """1 if all elements of all arrays are finite, otherwise 0.   Shapes: any, ... -> (1,), float32."""
+
+def multi_lars(lrs: Any, weights_sum_sq: Any, grads_sum_sq: Any, wds: Any, eta: Any, eps: Any, rescale_grad: Any = 1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """lrs eta |w| / (rescale_grad |g| + wds |w| + eps), |w| and |g| the roots of the sums; lrs where one is 0."""
+
+def multi_mp_sgd_mom_update(*data: Any, lrs: Any, wds: Any, momentum: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_mom_update of many weights by one operation."""
+
+def multi_mp_sgd_update(*data: Any, lrs: Any, wds: Any, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_update of many weights by one operation."""
+
+def multi_sgd_mom_update(*data: Any, lrs: Any, wds: Any, momentum: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_mom_update of many weights by one operation."""
+
+def multi_sgd_update(*data: Any, lrs: Any, wds: Any, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_update of many weights by one operation."""
+
+def multi_sum_sq(*data: Any, num_arrays: Any = None, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The sum of squares of each array, float32.   Shapes: any, ... -> (number of arrays,)."""
+
 def multiply(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """multiply of each pair of elements."""
 
@@ -580,6 +619,18 @@ def pow(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name
 def power(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """power of each pair of elements."""
 
+def preloaded_multi_mp_sgd_mom_update(*data: Any, momentum: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_mom_update of many weights by one operation."""
+
+def preloaded_multi_mp_sgd_update(*data: Any, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_update of many weights by one operation."""
+
+def preloaded_multi_sgd_mom_update(*data: Any, momentum: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_mom_update of many weights by one operation."""
+
+def preloaded_multi_sgd_update(*data: Any, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, num_weights: Any = None, out: Any = None, name: Any = None) -> Any:
+    """sgd_update of many weights by one operation."""
+
 def prod(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The product of the elements.  The gradient is exact where elements are 0, too."""
 
@@ -621,6 +672,9 @@ def relu(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | 
 
 def repeat(data: Any, repeats: Any, axis: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Every element `repeats` times in a row, along an axis or (None) of the flattened array."""
+
+def reset_arrays(*data: Any, num_arrays: Any = None, out: Any = None, name: Any = None) -> Any:
+    """Zeros in all of these arrays, of any shapes and dtypes, by one operation.   Gives an empty list."""
 
 def reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
