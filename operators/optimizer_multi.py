@@ -26,19 +26,22 @@ from typing import Any, NamedTuple
 from ..engine import ArgumentError, ArgumentTypeError, Variable
 from ..engine.parallel import parallel
 from ..ndarray.array import Array
-from ..ndarray.buffer import Admission, Writing
+from ..ndarray.buffer import Admission, Chunk, Writing
 from ..ndarray.dtype import FLOAT32
 from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .faces import nd_face
-from .launch import WORTH, Launch, do
+from .launch import Launch, do
 from .optimizer import sgd_mom_update, sgd_update
 from .optimizer_tiles import PART, Calls, Formula, note, note_mixed, parts
 from .products import FOR_WORKERS
-from .push import _overlap, _Push, _where
+from .push import HELPED, _identical, _overlap, _Push, _where
 from .schema import Attributes, Metas, Operator, Step, size_of
 
+Use = tuple[int, Any, bool]
+
+SHARED = HELPED  # units of work from which several workers do it: below, its calls are too short for two threads
 SHARE = 1 << 16  # elements of weights that are worth a piece
 
 
@@ -58,7 +61,7 @@ class Form(NamedTuple):
 
 def _cost(metas: Metas, made: Metas, attributes: Attributes) -> float:
     work = 4.0 * (size_of(metas) + size_of(made))
-    return max(work, FOR_WORKERS) if work >= WORTH else work
+    return max(work, FOR_WORKERS) if work >= SHARED else work
 
 
 @cache
@@ -87,7 +90,7 @@ def _operator(form: Form, count: int) -> Operator:
                 apply(calls, form.formula, changed, pieces, attributes)
             return calls.steps
 
-        if 4.0 * sum(a.size for a in (*arrays, *outs)) < WORTH:
+        if 4.0 * sum(a.size for a in (*arrays, *outs)) < SHARED:
             return steps(jobs)
         return [(parallel, lambda some: do(steps(some)), list(_shares(jobs)))]
 
@@ -117,36 +120,47 @@ def _shares(jobs: Sequence[Any]) -> Iterable[list[Any]]:
 class Many(_Push):
     """A push whose operands are checked by what memory they use, not in pairs."""
 
-    __slots__ = ("apart",)
+    __slots__ = ("apart", "step")
     #: of each output given: is nothing of its chunk an operand?
     apart: dict[int, bool]
+    #: operands of one weight
+    step: int
 
     def writes_to(self, targets: Sequence[int]) -> None:
-        name, inputs = self.op.name, self.inputs
-        changing = set(self.op.updates)
-        self.targets = targets
-        uses: dict[Any, list[tuple[str, Any, bool]]] = {}
-        updated = []
-        for i, x in enumerate(inputs):
-            label = self.op.input_name(i)
-            changed = label in changing
-            if changed:
-                updated.append(x)
-            uses.setdefault(x._chunk, []).append((label, x, changed))  # type: ignore[union-attr]
+        inputs, step = self.inputs, self.step
+        count = step * len(self.results)  # behind them are rates
+        # (its place among inputs and then outputs, the array, is it changed?)
+        uses: list[Use] = [(i, x, i < count and i % step >= 2) for i, x in enumerate(inputs)]
+        self.targets, self.updated = targets, [x for _, x, changed in uses if changed]
+        read = {x._chunk for _, x, _ in uses}
         for i in targets:
-            uses.setdefault(self.results[i]._chunk, []).append((f"out_{i}", self.results[i], True))
-        self.updated = updated  # type: ignore[assignment]
-        for sharing in uses.values():
-            for label, x, changed in sharing:
-                if changed and x._line is READ_ONLY:
-                    raise ArgumentError(f"[{name}] {label} {describe(x)}: an input of Function.forward is read-only")
-            for (label, x, changed), (other, y, also) in itertools.combinations(sharing, 2):
-                if (changed or also) and _overlap(x, y) and not _own(label, x, other, y):
-                    raise ArgumentError(
-                        f"[{name}] {label} {describe(x)}, {other} {describe(y)}: they share memory that it changes"
-                    )
-        read = {x._chunk for x in inputs if isinstance(x, Array)}
-        self.apart = {i: self.results[i]._chunk not in read for i in targets}
+            result = self.results[i]
+            self.apart[i] = result._chunk not in read
+            if step and result is inputs[i * step]:
+                uses[i * step] = i * step, result, True
+            else:
+                uses.append((len(inputs) + i, result, True))
+        known: dict[Chunk, list[Use]] = {}
+        for use in uses:
+            _, x, changed = use
+            if changed and x._line is READ_ONLY:
+                raise ArgumentError(f"[{self.op.name}] {self._words(use)}: an input of Function.forward is read-only")
+            others = known.setdefault(x._chunk, [])
+            for other in others:
+                if (changed or other[2]) and _overlap(x, other[1]) and not self._own(other, use):
+                    words = f"{self._words(other)}, {self._words(use)}"
+                    raise ArgumentError(f"[{self.op.name}] {words}: they share memory that it changes")
+            others.append(use)
+
+    def _words(self, use: Use) -> str:
+        i, x, _ = use
+        inputs = len(self.inputs)
+        return f"{self.op.input_name(i) if i < inputs else f'out_{i - inputs}'} {describe(x)}"
+
+    def _own(self, use: Use, other: Use) -> bool:
+        """Is one the weight, and the other where its new value goes?"""
+        (i, x, _), (j, y, _) = use, other
+        return i == (j - len(self.inputs)) * self.step and _identical(x, y)
 
     def _outputs(
         self, launch: Launch, writes: list[Variable], updates: list[Variable], steps: list[Step], keep: list[Any]
@@ -177,15 +191,10 @@ class Many(_Push):
         return None
 
 
-def _own(label: str, x: Array, other: str, y: Array) -> bool:
-    """Is one the weight and the other where its new value goes?"""
-    number = label.removeprefix("weight_")
-    same = (x._shape, x._strides, x._offset) == (y._shape, y._strides, y._offset)
-    return same and number.isdigit() and other == f"out_{number}"
-
-
-def _push(op: Operator, inputs: list[Any], metas: Sequence[Any], attributes: Attributes, out: Any) -> list[NDArray]:
-    """One operation; `metas`: of the outputs."""
+def _push(
+    op: Operator, inputs: list[Any], step: int, metas: Sequence[Any], attributes: Attributes, out: Any
+) -> list[NDArray]:
+    """One operation; `step`: operands of one weight;  `metas`: of the outputs."""
     outs: list[Any] = [None] * len(metas)
     if out is not None:
         outs = [out] if isinstance(out, Array) else list(out)
@@ -200,9 +209,21 @@ def _push(op: Operator, inputs: list[Any], metas: Sequence[Any], attributes: Att
         if o._raw is not None:
             o._grow()
     push = Many(op, inputs, attributes, results, tuple(metas), place, scope.get().recorder)
+    push.apart, push.step = {}, step
     push.writes_to([] if out is None else range(len(results)))
     place.engine.admit(push.plan)
     return results
+
+
+def _unlike(op: Operator, arrays: Sequence[Array], first: int, wanted: Sequence[Any]) -> Exception:
+    """What is wrong with the arrays of one weight."""
+    weight = f"[{op.name}] {op.input_name(first)} {describe(arrays[0])}"
+    for j, (x, (shape, dtype)) in enumerate(zip(arrays, wanted, strict=True)):
+        if x._shape != shape:
+            return ArgumentError(f"{weight}, {op.input_name(first + j)} {describe(x)}: the same shape expected")
+        if x._dtype != dtype:
+            return ArgumentTypeError(f"{weight}, {op.input_name(first + j)} {describe(x)}: {dtype} expected")
+    return ArgumentTypeError(f"{weight}: floating-point arrays expected")
 
 
 def _update_many(form: Form, data: Sequence[Any], attributes: Attributes, number: Any, out: Any) -> Any:
@@ -210,27 +231,20 @@ def _update_many(form: Form, data: Sequence[Any], attributes: Attributes, number
     data = list(data[0]) if len(data) == 1 and isinstance(data[0], list | tuple) else list(data)
     count, rest = divmod(len(data) - 2 * form.preloaded, len(roles))
     if count < 1 or rest or number not in (None, count):
-        wanted = "" if number is None else f" of {number} weights"
+        weights = "" if number is None else f" of {number} weights"
         more = ", then lrs and wds" if form.preloaded else ""
-        raise ArgumentError(f"[{name}] {len(data)} arrays: {', '.join(roles)}{wanted} for each weight{more} expected")
+        raise ArgumentError(f"[{name}] {len(data)} arrays: {', '.join(roles)}{weights} for each weight{more} expected")
     op = _operator(form, count)
     for i, x in enumerate(data):
         if not isinstance(x, Array):
             raise ArgumentTypeError(f"[{name}] {op.input_name(i)} {x!r}: an array expected")
     metas = [x._meta for x in data]
     step = len(roles)
-    for i in range(count):
-        first = i * step
-        shape, dtype = metas[first]
-        wanted_dtypes = (dtype, dtype, *(FLOAT32 if form.mixed else dtype,) * (step - 2))
-        for j, meta in enumerate(metas[first : first + step]):
-            if meta[0] != shape or meta[1] != wanted_dtypes[j] or dtype.kind != "f":
-                reason = "the same shape expected" if meta[0] != shape else f"{wanted_dtypes[j]} expected"
-                if dtype.kind != "f":
-                    reason = "floating-point arrays expected"
-                raise (ArgumentError if meta[0] != shape else ArgumentTypeError)(
-                    f"[{name}] weight_{i} {describe(data[first])}, {roles[j]}_{i} {describe(data[first + j])}: {reason}"
-                )
+    for i in range(0, count * step, step):
+        meta = metas[i]
+        wanted = [meta, meta, *([(meta[0], FLOAT32) if form.mixed else meta] * (step - 2))]
+        if metas[i : i + step] != wanted or meta[1].kind != "f":
+            raise _unlike(op, data[i : i + step], i, wanted)
     if form.preloaded:
         for label, x in (("lrs", data[-2]), ("wds", data[-1])):
             if x._shape != (count,) or x._dtype.kind != "f":
@@ -243,7 +257,7 @@ def _update_many(form: Form, data: Sequence[Any], attributes: Attributes, number
                 raise ArgumentError(f"[{name}] {label} {given!r}: {count} numbers expected, one for each weight")
             attributes[label] = numbers
     made = metas[0 : count * step : step]
-    results = _push(op, data, made, attributes, out)
+    results = _push(op, data, step, made, attributes, out)
     return results[0] if count == 1 else results
 
 
@@ -341,5 +355,5 @@ def reset_arrays(*data: Any, num_arrays: Any = None, out: Any = None, name: Any 
     for i, x in enumerate(arrays):
         if not isinstance(x, Array):
             raise ArgumentTypeError(f"[reset_arrays] array {i} {x!r}: an array expected")
-    _push(_reset(len(arrays)), [], [x._meta for x in arrays], {}, arrays)
+    _push(_reset(len(arrays)), [], 0, [x._meta for x in arrays], {}, arrays)
     return []

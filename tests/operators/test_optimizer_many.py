@@ -73,7 +73,7 @@ def test_the_bits_are_those_of_one_by_one(preloaded: bool, mixed: bool, mom: boo
     """As one operation, shared by workers or not, and as one for each weight."""
     found = []
     for worth in (1, 1e12, None):
-        monkeypatch.setattr(optimizer_multi, "WORTH", worth or 1e12)
+        monkeypatch.setattr(optimizer_multi, "SHARED", worth or 1e12)
         x = Weights(mixed, mom, [(300, 400), (5,), (70_000,)])
         if worth:
             arrays, more = arguments(preloaded, mom)
