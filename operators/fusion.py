@@ -34,29 +34,36 @@ from ..engine.site import here
 from ..ndarray.buffer import Buffer
 from ..ndarray.device import RawArray
 from ..ndarray.shape import Shape
-from .launch import Launch
+from .launch import Launch, do
 from .schema import Operator, Step, call_into
+from .stages import Consumed, Extremes, Lines
 
 FUSE = 1 << 17  # elements from which an elementwise operator may be a member
 SMALL_TILE, TILE, MANY = 1 << 16, 1 << 17, 1 << 22  # elements of a tile; the larger ones from MANY elements on
 
-FLAT, ROW, COLUMN, VALUE, CONSTANT = range(5)
-Operand = tuple[int, Any, int]  # (FLAT, buffer, offset), (ROW or COLUMN, buffer, offset), (VALUE, member, 0), constant
+FLAT, ROW, COLUMN, SINGLE, VALUE, CONSTANT = range(6)
+Operand = tuple[int, Any, int]  # (FLAT, ROW, COLUMN or SINGLE, buffer, offset), (VALUE, member, 0), (CONSTANT, it, 0)
+REDUCTION = -1  # where the output of a step goes, beside FLAT and VALUE
 
 
 class Member:
     """One operator of a segment.  `out` refers to the buffer weakly: only arrays keep it alive, and values."""
 
-    __slots__ = ("attributes", "columns", "dtype", "op", "operands", "out", "site", "size", "variable", "words")
+    __slots__ = (
+        "attributes", "columns", "consumed", "dtype", "op", "operands", "out", "site", "size", "unit", "variable",
+        "words",
+    )  # fmt: skip
 
-    def __init__(self, launch: Launch, buffer: Buffer, words: Callable[[], str]) -> None:
+    def __init__(self, launch: Launch, buffer: Buffer, words: Callable[[], str], size: int) -> None:
         self.op: Operator = launch.op
         self.attributes = launch.attributes
         self.words = words
         self.out = ref(buffer)
-        self.variable, self.dtype, self.size = buffer.variable, buffer.dtype, buffer.size
+        self.variable, self.dtype, self.size = buffer.variable, buffer.dtype, size
         self.operands: list[Operand] = []
-        self.columns = 0
+        self.columns = 0  # if not 0, the tiles consist of rows of so many elements
+        self.unit = 1  # elements: tiles begin at multiples of it
+        self.consumed: Consumed | None = None  # of a reduction
         self.site: Any = None  # of the first member the operation has it
 
 
@@ -64,20 +71,46 @@ def member(launch: Launch, words: Callable[[], str]) -> Member | None:
     """A launch as a member, None if it can't be one."""
     op = launch.op
     (result, *more) = launch.results
-    if more or result is None or not op.elementwise or op.random or op.updates or launch.through:
+    if more or result is None or op.random or op.updates or launch.through:
         return None
     buffer, shape, strides, offset, dtype = result
     size = math.prod(shape)
     if strides is not None or offset or buffer.size != size or buffer.dtype != dtype or dtype == np.float16:
         return None
+    if op.consumed is not None:
+        return _reduction(launch, words)
     if size < FUSE or (op.ufunc is np.power and dtype.kind in "iu"):  # that can fail, and would poison the others
         return None
-    new = Member(launch, buffer, words)
+    new = Member(launch, buffer, words, size)
+    if not op.elementwise:
+        if not op.by_rows or launch.attributes["axis"] != len(shape) - 1 or shape[-1] > TILE:
+            return None
+        new.columns, new.attributes = shape[-1], {**launch.attributes, "axis": 1}
     for o in launch.operands:
         operand = _operand(new, o, shape)
         if operand is None:
             return None
         new.operands.append(operand)
+    new.unit = new.columns or 1
+    return new
+
+
+def _reduction(launch: Launch, words: Callable[[], str]) -> Member | None:
+    """A reduction as a member, if its operand is a pending value of a segment that may still be joined."""
+    result, operand, op = launch.results[0], launch.operands[0], launch.op
+    if type(operand) is not tuple or result is None or op.consumed is None:
+        return None
+    buffer, shape, strides, offset = operand
+    size = math.prod(shape)
+    segment = getattr(buffer.variable.writer, "fn", None)
+    if size < FUSE or strides is not None or offset or type(segment) is not Segment or not segment.door:
+        return None
+    consumed = op.consumed(shape, buffer.dtype, result[4], launch.attributes)
+    if consumed is None or consumed.columns > TILE:
+        return None
+    new = Member(launch, result[0], words, size)
+    new.operands.append((FLAT, buffer, 0))
+    new.consumed, new.columns, new.unit = consumed, consumed.columns, consumed.unit
     return new
 
 
@@ -90,13 +123,15 @@ def _operand(new: Member, o: Any, shape: Shape) -> Operand | None:
     if own == shape:
         return FLAT, buffer, offset
     n = math.prod(own)
+    if n == 1:
+        return SINGLE, buffer, offset
     plain = own[-len(shape) :] if len(own) > len(shape) else (1,) * (len(shape) - len(own)) + own
     rows = next((i for i, (a, b) in enumerate(zip(plain, shape, strict=True)) if a != 1 or b == 1), len(shape))
-    if n > 1 and plain[rows:] == shape[rows:]:  # a row: whole trailing axes
+    if plain[rows:] == shape[rows:]:  # a row: whole trailing axes
         kind, columns = ROW, n
     else:
         last = next((i for i, (a, b) in enumerate(zip(plain, shape, strict=True)) if a != b), len(shape))
-        if n == 1 or any(a != 1 for a in plain[last:]):
+        if any(a != 1 for a in plain[last:]):
             return None
         kind, columns = COLUMN, math.prod(shape[last:])
     if new.columns not in (0, columns) or columns > TILE:
@@ -108,7 +143,7 @@ def _operand(new: Member, o: Any, shape: Shape) -> Operand | None:
 class Segment:
     """The function of a fusible operation: see engine/joining.py for `door` and `awaited`."""
 
-    __slots__ = ("awaited", "columns", "door", "made", "members")
+    __slots__ = ("awaited", "columns", "door", "made", "members", "unit")
 
     def __init__(self, first: Member) -> None:
         self.members: list[Member] = [first]
@@ -116,7 +151,7 @@ class Segment:
         self.awaited: tuple[Operation, ...] = ()
         #: of which member a variable's value is
         self.made: dict[Any, int] = {first.variable: 0}
-        self.columns = first.columns
+        self.columns, self.unit = first.columns, first.unit
 
     # ---- under P ---------------------------------------------------------------------------------------------------
 
@@ -128,8 +163,13 @@ class Segment:
             return None
         if new.columns and self.columns not in (0, new.columns):
             return None
-        if self.columns and any(
-            kind in (ROW, COLUMN) and value.variable is new.variable for m in members for kind, value, _ in m.operands
+        unit = math.lcm(self.unit, new.unit)
+        if unit > 2 * TILE:
+            return None
+        if any(
+            kind in (ROW, COLUMN, SINGLE) and value.variable is new.variable
+            for m in members
+            for kind, value, _ in m.operands
         ):
             return None  # it would overwrite in its first tile what a member needs in all of them
         operands: list[Operand] = []
@@ -137,10 +177,10 @@ class Segment:
             index = made.get(value.variable) if isinstance(value, Buffer) else None
             if index is None:
                 operands.append((kind, value, offset))
-            elif kind is FLAT and not offset and value.size == new.size:
+            elif kind is FLAT and not offset and value.size == new.size and members[index].consumed is None:
                 operands.append((VALUE, index, 0))
             else:
-                return None  # a part, or a broadcast, of what a member makes
+                return None  # a part, or a broadcast, of what a member makes; or a reduction, which ends it
         # The member changes with the commit only: if the door is closed by then, it is an operation of its own.
         return [
             (list.index, self.door, members),
@@ -149,6 +189,7 @@ class Segment:
             (list.append, members, new),
             (made.__setitem__, new.variable, len(members)),
             (setattr, self, "columns", self.columns or new.columns),
+            (setattr, self, "unit", unit),
         ]
 
     # ---- on a worker -----------------------------------------------------------------------------------------------
@@ -158,7 +199,7 @@ class Segment:
             op = here_and_now.stack[-1]
             op.engine.dwell(op)
             self.door.clear()
-        Program(self.members, self.columns).run()
+        Program(self.members, self.columns, self.unit).run()
 
 
 class Program:
@@ -168,7 +209,7 @@ class Program:
     tile, which is used again as soon as nobody needs what is in it.
     """
 
-    def __init__(self, members: Sequence[Member], columns: int) -> None:
+    def __init__(self, members: Sequence[Member], columns: int, unit: int) -> None:
         self.members = members
         self.columns = columns
         self.size = members[0].size
@@ -183,6 +224,7 @@ class Program:
                         needed[value] = True
         self.scratch: list[Any] = []  # dtypes
         self.steps: list[tuple[int, list[tuple[int, Any]], tuple[int, Any]]] = []
+        self.ends: list[tuple[int, Lines | Extremes, RawArray]] = []  # of reductions
         places: dict[int, tuple[int, Any]] = {}
         free: dict[Any, list[int]] = {}
         for i, m in enumerate(members):
@@ -190,7 +232,11 @@ class Program:
                 continue
             operands = [self._source(o, places) for o in m.operands]
             buffer = alive[i]
-            if buffer is not None:
+            if m.consumed is not None and buffer is not None:
+                consumer = m.consumed.begin()
+                self.ends.append((i, consumer, buffer.allocate().reshape(-1)))
+                places[i] = REDUCTION, consumer
+            elif buffer is not None:
                 places[i] = FLAT, buffer.allocate().reshape(-1)
             else:
                 idle = free.setdefault(m.dtype, [])
@@ -206,7 +252,7 @@ class Program:
                     if slot not in idle:
                         idle.append(slot)
         step = SMALL_TILE if self.size < MANY else TILE
-        self.tile = step if not columns else max(1, step // columns) * columns
+        self.tile = max(1, step // unit) * unit
         self.idle: deque[list[RawArray]] = deque()  # scratch memory that no tile uses now
         self.failed: list[tuple[int, int]] = []
 
@@ -220,14 +266,32 @@ class Program:
             return ROW, value.view((self.columns,), None, offset)
         if kind is COLUMN:
             return COLUMN, value.view((self.size // self.columns, 1), None, offset)
-        return CONSTANT, value
+        return kind, value.view((1,), None, offset) if kind is SINGLE else value
 
     def run(self) -> None:
         try:
             parallel(self._tile, range(0, self.size, self.tile) if self.steps else ())
+            for i, consumer, out in self.ends:
+                self._end(i, consumer, out)
         except BaseException:
             if self.failed:
                 self._blame(self.members[min(self.failed)[1]])
+            raise
+
+    def _consume(self, i: int, consumer: Lines | Extremes, part: RawArray, low: int) -> None:
+        try:
+            do(consumer.part(part, low))
+        except BaseException:
+            self.failed.append((low, i))
+            raise
+
+    def _end(self, i: int, consumer: Lines | Extremes, out: RawArray) -> None:
+        last = self.members[i].consumed
+        assert last is not None, "a reduction"
+        try:
+            do([*consumer.end(out), *last.after(out)])
+        except BaseException:
+            self.failed.append((self.size, i))
             raise
 
     def _blame(self, m: Member) -> None:
@@ -247,6 +311,9 @@ class Program:
             m = members[i]
             op = m.op
             arrays = [_part(kind, value, low, high, columns, scratch) for kind, value in operands]
+            if where is REDUCTION:
+                self._consume(i, target, arrays[0], low)
+                continue
             out = target[low:high] if where is FLAT else scratch[target][:n]
             if m.columns:
                 arrays = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator as python_operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..ndarray.random import draw_into, generator
 from ..ndarray.shape import axes_of
 from .faces import Rule
 from .infer import floating, uniform
-from .products import cost, product
+from .products import cost, product, seen_as
 from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, call_into, constant, operator, registry
 
 X = {"data": "x"}
@@ -29,14 +28,6 @@ def known(what: str, value: Any, choices: Sequence[str]) -> None:
 def spelling(*_: Any, **__: Any) -> Inferred:
     """The infer of an operator that is always another one: see its variant."""
     raise AssertionError("the variant is called instead")
-
-
-def seen_as(xp: Any, out: Any, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
-    """(memory of this shape to fill instead of out, C calls that put it into out): none unless out is strided."""
-    if out.shape == shape or out.flags.c_contiguous:
-        return out.reshape(shape), []
-    made = xp.empty(shape, out.dtype)
-    return made, [(python_operator.setitem, out, ..., made.reshape(out.shape))]
 
 
 # ---- FullyConnected --------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from ..ndarray.dtype import FLOAT32, DType
 from ..ndarray.shape import Shape
 from .faces import Rule
 from .infer import floating, normal_axis
-from .nn import seen_as, spelling
+from .nn import spelling
+from .products import seen_as
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
 HALF = np.dtype(np.float16)

@@ -8,6 +8,7 @@ of BLAS, on every engine.  None is much thinner than `THIN`, so each takes the p
 from __future__ import annotations
 
 import itertools
+import operator as python_operator
 from typing import Any
 
 from ..engine.parallel import parallel
@@ -53,3 +54,11 @@ def product(xp: Any, x: Any, y: Any, out: Any) -> Step:
         else:
             parts = [(x, y[:, part], out[:, part]) for part in cuts(columns, count, 64)]
     return (parallel, lambda part: xp.matmul(*part), parts)
+
+
+def seen_as(xp: Any, out: Any, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
+    """(memory of this shape to fill instead of out, C calls that put it into out): none unless out is strided."""
+    if out.shape == shape or out.flags.c_contiguous:
+        return out.reshape(shape), []
+    made = xp.empty(shape, out.dtype)
+    return made, [(python_operator.setitem, out, ..., made.reshape(out.shape))]

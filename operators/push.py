@@ -338,7 +338,7 @@ class _Push:
         op = self.op
         work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
         words = _Described(op, self.inputs)
-        if op.elementwise and size_of(self.made) >= FUSE:
+        if (op.elementwise and size_of(self.made) >= FUSE) or op.consumed is not None or op.by_rows:
             joining = fusible(launch, words)
             if joining is not None:
                 return joining

@@ -19,7 +19,7 @@ from ..ndarray.shape import axes_of
 from .faces import Rule
 from .infer import averaged, normal_axis, reduced, reduction, summed
 from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, zero
-from .stages import cost, stages, stepwise
+from .stages import consumed, cost, in_lines, in_order, runs, stages, stepwise
 
 DATA = {"data": "x"}
 
@@ -72,6 +72,7 @@ def reducing(
     empty: bool = True,
     samples: list[Sample] | None = None,
     aliases: tuple[str, ...] = (),
+    consuming: Callable[..., Any] | None = None,
 ) -> Operator:
     """Declare a reduction; steps(x, out, axis, keepdims) are its C calls."""
 
@@ -80,9 +81,25 @@ def reducing(
 
     op = operator(
         name, infer=reduction(dtype, empty=empty), atomic=True, cost=cost, aliases=aliases, reference=reference,
-        samples=samples or _samples(), nd=ND, doc=f"{doc}\n\nx: any shape; axis: None (all), an int or a tuple.",
+        samples=samples or _samples(), consumed=consuming, nd=ND,
+        doc=f"{doc}\n\nx: any shape; axis: None (all), an int or a tuple.",
     )(kernel)  # fmt: skip
     return op.grad(x=gradient)  # type: ignore[no-any-return]
+
+
+def _consuming(ufunc: np.ufunc) -> Callable[..., Any]:
+    return lambda shape, dtype, made, attributes: consumed(ufunc, shape, dtype, made, attributes["axis"])
+
+
+def _consuming_mean(shape: Any, dtype: Any, made: Any, attributes: Attributes) -> Any:
+    n = math.prod(shape[a] for a in attributes["axis"])
+    return consumed(np.add, shape, dtype, made, attributes["axis"], after=lambda out: [(np.divide, out, n, out)])
+
+
+def _consuming_norm(shape: Any, dtype: Any, made: Any, attributes: Attributes) -> Any:
+    if attributes["ord"] != 2:
+        return None
+    return consumed(np.add, shape, dtype, made, attributes["axis"], True, lambda out: [(np.sqrt, out, out)])
 
 
 def _reduce(ufunc: np.ufunc) -> Callable[..., Any]:
@@ -148,8 +165,14 @@ def _known(ufunc: np.ufunc, neutral: int) -> Callable[..., Any]:
     return steps
 
 
-reducing("sum", _reduce(np.add), _spread, np.sum, "The sum of the elements.", dtype=summed, aliases=("sum_axis",))
-reducing("mean", _mean, _spread_mean, np.mean, "The mean of the elements; float64 for integers.", dtype=averaged)
+reducing(
+    "sum", _reduce(np.add), _spread, np.sum, "The sum of the elements.", dtype=summed, aliases=("sum_axis",),
+    consuming=_consuming(np.add),
+)  # fmt: skip
+reducing(
+    "mean", _mean, _spread_mean, np.mean, "The mean of the elements; float64 for integers.", dtype=averaged,
+    consuming=_consuming_mean,
+)  # fmt: skip
 reducing(
     "prod", _reduce(np.multiply), _prod_gradient, np.prod,
     "The product of the elements.  The gradient is exact where elements are 0, too.", dtype=summed,
@@ -158,10 +181,12 @@ reducing(
 reducing(
     "max", _reduce(np.maximum), _to_extreme, np.max, "The largest element; every element that ties has gradient g.",
     empty=False, samples=_samples(x=_APART), aliases=("max_axis",),
+    consuming=_consuming(np.maximum),
 )  # fmt: skip
 reducing(
     "min", _reduce(np.minimum), _to_extreme, np.min, "The smallest element; every element that ties has gradient g.",
     empty=False, samples=_samples(x=_APART), aliases=("min_axis",),
+    consuming=_consuming(np.minimum),
 )  # fmt: skip
 reducing(
     "nansum", _known(np.add, 0), _nansum_gradient, np.nansum, "The sum of the elements that are not nan.", dtype=summed
@@ -187,11 +212,18 @@ def _norm_dtype(dtype: DType | None, attributes: Attributes) -> DType:
     return as_dtype(attributes["out_dtype"], dtype)  # type: ignore[arg-type]
 
 
+def _norm_cost(metas: Metas, made: Metas, attributes: Attributes) -> float:
+    (x, *_), (out, *_) = metas, made
+    assert x is not None and out is not None
+    return (1 if attributes["ord"] == 2 and in_lines(np.add, x[1], out[1]) else 4) * cost(metas, made, attributes)
+
+
 @operator(
     "norm",
     infer=_norm,
     atomic=True,
-    cost=lambda *metas: 4 * cost(*metas),
+    cost=_norm_cost,
+    consumed=_consuming_norm,
     samples=[Sample((2, 3, 4), ord=ord, axis=axis, low=0.2) for ord in (1, 2) for axis in (None, -1, (0, 2))],
     reference=lambda x, ord=2, axis=None: np.sum(np.abs(x) ** ord, axis) ** (1 / ord),
     nd=Rule(
@@ -209,6 +241,8 @@ def norm(
 
     x: any shape.  The gradient at the origin is 0 (MXNet: nan).
     """
+    if ord == 2 and in_order(x, axis) and in_lines(np.add, x.dtype, out.dtype) and runs(x.shape, axis)[0][-1] == "R":
+        return [*stages(np.add, x, out, axis, keepdims, squares=True), (np.sqrt, out, out)]
     parts = xp.empty(x.shape, out.dtype)
     each = partial((xp.absolute, xp.square)[ord - 1], dtype=out.dtype)
     steps = [*stepwise(each, x, parts), *stages(xp.add, parts, out, axis, keepdims)]

@@ -126,6 +126,8 @@ class Operator:
         costly: bool = False,
         defined: bool = False,
         indices: tuple[str, ...] = (),
+        by_rows: bool = False,
+        consumed: Callable[..., Any] | None = None,
         samples: Sequence[Sample] = (),
         reference: Callable[..., Any] | None = None,
         nd: Any = None,
@@ -142,6 +144,7 @@ class Operator:
         self.atomic, self.ufunc, self.alias = atomic, ufunc, alias
         self.widen, self.random, self.variant = widen, random, variant
         self.cost, self.costly, self.defined, self.indices = cost, costly, defined, indices
+        self.by_rows, self.consumed = by_rows, consumed
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
         self.doc = inspect.cleandoc(doc or kernel.__doc__ or "")
@@ -327,6 +330,9 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
     costly : gradients of different inputs are separate operations, which may run side by side.
     defined : the gradient is a definition, not the derivative.
     indices : inputs that hold indices or conditions; their dtype need not match the others.
+    by_rows : along `axis`, element i of the output depends on the elements of its row only; large ones may join a
+        segment (fusion.py).
+    consumed : (shape, dtype, dtype made, attributes) -> how a segment reduces a value of its tiles, or None.
     samples, reference : what the registry's tests try, and a float64 NumPy implementation to compare with.
     nd : the rule of the nd face (see faces.py), False to leave it out of that face.
     aliases : further names in the nd face.

@@ -12,7 +12,8 @@ from scipy import special
 from ..ndarray.dtype import as_dtype
 from .faces import Rule, attribute_dtype
 from .infer import floating, normal_axis, uniform
-from .nn import known, seen_as, spelling
+from .nn import known, spelling
+from .products import seen_as
 from .schema import Attributes, Inferred, Metas, Sample, operator, zero
 
 NORMALIZED = Rule(rename={"data": "x"}, dtype=attribute_dtype(), ignore=("use_length",))
@@ -70,6 +71,7 @@ def _length_variant(inputs: Sequence[Any], attributes: Attributes, training: boo
     variant=_length_variant,
     indices=("length",),
     atomic=True,
+    by_rows=True,
     cost=24,
     samples=[
         Sample((2, 3), None),
@@ -150,6 +152,7 @@ softmax_of_length.grad(x=_softmax_gradient)
     "log_softmax",
     infer=_softmax,
     atomic=True,
+    by_rows=True,
     cost=24,
     samples=[Sample((2, 3)), Sample((2, 3, 2), axis=1, temperature=2.0)],
     reference=lambda x, axis=-1, temperature=1.0: special.log_softmax(x / temperature, axis),

@@ -12,7 +12,7 @@ import pytest
 from vardag import autograd, nd
 from vardag.engine import Engine
 from vardag.ndarray import random
-from vardag.operators import convolution, launch, numpy_face, pooling, products, push, registry, stages
+from vardag.operators import convolution, launch, numpy_face, pooling, products, push, registry
 from vardag.operators.schema import Operator
 
 TIMES = 37  # an odd multiple of the samples' sizes, so that tiles end within vectors
@@ -355,24 +355,6 @@ def test_reductions_of_other_dtypes(shape: Any, axis: Any, dtype: str) -> None:
     else:
         assert total.dtype == x.sum(axis).dtype
         assert (total == x.sum(axis)).all()
-
-
-def test_a_large_sum_is_that_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The definition, in NumPy's words; also into views, and of views."""
-    x = np.random.default_rng(0).random((1 << 20) + 77).astype("f")
-    pieces = counted(monkeypatch, stages)
-    blocks = [x[i : i + stages.BLOCK].sum() for i in range(0, len(x), stages.BLOCK)]
-    expected = np.array(blocks).sum()
-    a = nd.array(x)
-    assert a.sum().asnumpy().tobytes() == expected.tobytes()
-    assert pieces == [4]
-    column = numpy_face.add(nd.zeros((3, 4)), 0)
-    numpy_face.sum(a, axis=None, out=column[1, 2])
-    assert column.asnumpy()[1, 2] == expected
-    wide = np.random.default_rng(0).random((1500, 1500)).astype("f")
-    target = numpy_face.add(nd.zeros((1500, 3)), 0)
-    numpy_face.sum(nd.array(wide), axis=1, out=target[:, 1])
-    np.testing.assert_allclose(target.asnumpy()[:, 1], wide.sum(1), 1e-5)
 
 
 def test_workers_share_a_reduction_and_the_waiting_thread_does_not_run_it() -> None:
