@@ -1,0 +1,453 @@
+"""Large reductions: the order that defines them, the same bits in every mode, and reductions that consume a segment."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vardag import autograd, nd
+from vardag.engine import Engine
+from vardag.engine.lifecycle import set_default
+from vardag.engine.testing import Gate
+from vardag.ndarray import memory
+from vardag.operators import fusion, numpy_face, stages, tiny
+from vardag.operators.stages import HEIGHT, LARGE, LINE, WIDTH
+
+N = LARGE + 1000
+ROWS, COLUMNS = 301, 700  # tiles of 93 rows
+REDUCERS = ("sum", "mean", "max", "min", "norm")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine(workers=2, fusion=True) as e:
+        old = set_default(e)
+        yield e
+        set_default(old)
+
+
+def operations(engine: Engine, program: Callable[[], Any]) -> tuple[int, Any]:
+    """How many operations are queued for a program whose inputs are ready, and its result.
+
+    The workers wait meanwhile, so what is pushed can join.
+    """
+    gates = [Gate() for _ in range(2)]
+    for gate in gates:
+        engine.push(gate)
+    for gate in gates:
+        gate.wait_entered()
+    try:
+        before = engine._seq
+        result = program()
+        return engine._seq - before, result
+    finally:
+        for gate in gates:
+            gate.open()
+
+
+def raw(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).uniform(0.5, 2, shape).astype("float32")
+
+
+def arrays(engine: Engine, *shapes: tuple[int, ...]) -> list[Any]:
+    made = [nd.array(raw(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    for x in made:
+        x.wait_to_read()
+    return made
+
+
+# ---- the definition, in NumPy's words --------------------------------------------------------------------------------
+
+
+def lines(row: Any) -> Any:
+    """The sums of the lines of a row."""
+    line = len(row) if len(row) <= 2 * LINE else LINE
+    ones = np.ones(line, row.dtype)
+    return np.array([np.vecdot(p, ones[: len(p)]) for p in (row[i : i + line] for i in range(0, len(row), line))])
+
+
+def sum_of_rows(x: Any) -> Any:
+    parts = np.array([lines(row) for row in x])
+    if parts.shape[1] == 1:
+        return parts[:, 0]
+    wide = parts.astype("d")
+    total = wide.sum(1) if len(x) == 1 else np.add.reduce(wide.T.copy(), 0)
+    return total.astype(x.dtype)
+
+
+def sum_of_columns(x: Any) -> Any:
+    length, columns = x.shape
+    k = max(1, min(WIDTH // columns, length // (4 * HEIGHT)))
+    folded = x[: length // k * k].reshape(-1, k * columns)
+    total = np.zeros(k * columns)
+    for i in range(0, len(folded), HEIGHT):
+        block = folded[i].copy()
+        for row in folded[i + 1 : i + HEIGHT]:
+            block += row
+        total = total + block
+    result = np.zeros(columns)
+    for part in (*total.reshape(k, columns), *x[length // k * k :].astype("d")):
+        result = result + part
+    return result.astype(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "shape", [(1, N), (1, 5 * LINE * 100), (300, 700), (130, 1030), (140, 1024), (3, 70_001), (40_000, 5)]
+)
+def test_rows_are_summed_line_by_line(shape: tuple[int, int], dtype: str) -> None:
+    x = np.random.default_rng(1).normal(size=shape).astype(dtype)
+    a = nd.array(x if shape[0] > 1 else x[0], dtype=dtype)
+    assert a.sum(axis=-1).asnumpy().tobytes() == sum_of_rows(x).tobytes()
+    n = x.dtype.type(shape[1])
+    assert a.mean(axis=-1).asnumpy().tobytes() == (sum_of_rows(x) / n).tobytes()
+    if shape[0] > 1:
+        whole = sum_of_rows(x.reshape(1, -1))
+        assert a.sum().asnumpy().tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(2000, 100), (1000, 1001), (70, 5000), (50_000, 7), (333, 1234), (300, 1500)])
+def test_columns_are_summed_block_by_block(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(2).normal(size=shape).astype("f")
+    assert nd.array(x).sum(axis=0).asnumpy().tobytes() == sum_of_columns(x).tobytes()
+
+
+def test_the_error_is_no_larger_than_that_of_pairwise_summation() -> None:
+    """Root of the mean square of 20 sums of each kind, relative to the sum of the absolute values."""
+    for name in ("random", "standard_normal", "standard_exponential"):
+        mine, theirs = [], []
+        for seed in range(20):
+            x = getattr(np.random.default_rng(seed), name)(1 << 20).astype("f")
+            exact, scale = math.fsum(x.tolist()), math.fsum(np.abs(x).tolist())
+            mine.append((float(nd.array(x).sum().asscalar()) - exact) / scale)
+            theirs.append((float(x.sum()) - exact) / scale)
+        assert np.square(mine).sum() <= 1.2 * np.square(theirs).sum(), name
+    x = np.full((1 << 25) + 1, 1, "f")  # an accumulator of float32 would stop at 2 ** 24
+    assert nd.array(x).sum().asscalar() == 1 << 25
+    assert (nd.array(x[:-1]).reshape((-1, 2)).sum(axis=0).asnumpy() == 1 << 24).all()
+
+
+def test_zeros_nans_and_infinities() -> None:
+    x = np.zeros(N, "f")
+    x[::2] = -0.0
+    a = nd.array(x)
+    for y in (a.max(), a.min(), a.sum(), (a * 1).max(), a.reshape((-1, 2)).max(axis=1), a.reshape((-1, 2)).min(axis=0)):
+        assert not np.signbit(y.asnumpy()).any()
+        assert (y.asnumpy() == 0).all()
+    for value in (np.nan, np.inf, -np.inf):
+        x[N // 2] = value
+        for name in REDUCERS:
+            expected = getattr(np.linalg if name == "norm" else np, name)(x)
+            np.testing.assert_array_equal(getattr(nd, name)(nd.array(x)).asnumpy(), [expected])
+            np.testing.assert_array_equal(getattr(nd, name)(nd.array(x) * 1).asnumpy(), [expected])
+
+
+# ---- every mode ------------------------------------------------------------------------------------------------------
+
+MODES: tuple[tuple[str, int, bool, bool], ...] = (
+    ("NaiveEngine", 1, True, True),
+    ("ThreadedEnginePooled", 1, True, True),
+    ("ThreadedEnginePooled", 2, True, False),
+    ("ThreadedEnginePerDevice", 8, True, True),
+    ("ThreadedEnginePerDevice", 2, False, True),
+    ("ThreadedEnginePooled", 2, False, False),
+)
+
+
+def in_every_mode(program: Callable[[], list[Any]]) -> list[Any]:
+    """What a program gives, the same on every kind of engine, at once or queued, fused or not."""
+    found = []
+    for kind, workers, fused, inline in MODES:
+        with Engine(kind, workers=workers, fusion=fused, inline=inline):
+            found.append([x.asnumpy() for x in program()])
+    for other, mode in zip(found[1:], MODES[1:], strict=True):
+        for i, (a, b) in enumerate(zip(found[0], other, strict=True)):
+            assert a.tobytes() == b.tobytes(), (i, mode)
+    return found[0]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((N,), None), ((ROWS, COLUMNS), None), ((ROWS, COLUMNS), 1), ((ROWS, COLUMNS), 0), ((20_000, 8), 1),
+        ((40, 50, 90), (1, 2)), ((40, 50, 90), (0, 1)), ((40, 50, 90), (0, 2)), ((40, 50, 90), 1), ((5, 30_011), 1),
+        ((5, 30_011), None), ((1, 150_000, 1), 1), ((150, 1024), -1),
+    ],
+)  # fmt: skip
+def test_the_bits_are_the_same_in_every_mode(shape: Any, axis: Any, large: bool, monkeypatch: Any) -> None:
+    if large:  # a matter for workers
+        monkeypatch.setattr(stages, "BIG", LARGE)
+        monkeypatch.setattr(stages, "SHARE", 20_000)
+    x = np.random.default_rng(3).normal(size=shape).astype("f")
+
+    def program() -> list[Any]:
+        a = nd.array(x)
+        made = [getattr(nd, name)(a, axis=axis) for name in REDUCERS]
+        made += [getattr(nd, name)(a * a - 1, axis=axis) for name in REDUCERS]
+        b = a * 0.5
+        return [*made, b.mean(axis=axis), b.sum(axis=axis, keepdims=True), numpy_face.sum(b, axis=axis), b.norm()]
+
+    found = in_every_mode(program)
+    for i, name in enumerate(REDUCERS):
+        wide = x.astype("d")
+        each = np.sqrt(np.square(wide).sum(axis)) if name == "norm" else getattr(wide, name)(axis)
+        np.testing.assert_allclose(found[i].reshape(each.shape), each, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("offset", range(5))
+def test_where_an_array_lies_does_not_matter(offset: int) -> None:
+    x = raw(N + 8)
+    a = nd.array(x)
+    part = a[offset : offset + N]
+    for name in REDUCERS:
+        expected = getattr(nd, name)(nd.array(x[offset : offset + N])).asnumpy()
+        assert getattr(nd, name)(part).asnumpy().tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_programs_with_reductions(seed: int) -> None:
+    in_every_mode(lambda: _program(random.Random(seed)))
+
+
+def _program(r: random.Random) -> list[Any]:
+    shape = r.choice([(N,), (ROWS, COLUMNS), (200, 1024), (LARGE // 64, 65)])
+    pool = [nd.array(raw(*shape, seed=i)) for i in range(3)]
+    pool[0].attach_grad()
+    found: list[Any] = []
+    with autograd.record():
+        for _ in range(r.randint(5, 15)):
+            x, y = r.choice(pool), r.choice(pool)
+            kind = r.randrange(8)
+            if kind == 0:
+                found.append(getattr(nd, r.choice(REDUCERS))(x, axis=r.choice((None, -1, 0))))
+            elif kind == 1:
+                found.append(getattr(nd, r.choice(REDUCERS))(x * y))
+            elif kind == 2:
+                pool.append(x - nd.mean(y, axis=-1, keepdims=True) if len(shape) > 1 else nd.tanh(x))
+            elif kind == 3 and len(pool) > 3:
+                pool[-1] *= 0.5
+            elif kind == 4:
+                pool.append(nd.broadcast_mul(x, nd.sum(y).reshape((1,) * len(shape))) * 1e-5)
+            elif kind == 5 and len(shape) > 1:
+                pool.append(r.choice((nd.softmax, nd.log_softmax))(x, axis=r.choice((-1, 0))))
+            elif kind == 6 and len(pool) > 4:
+                del pool[r.randrange(3, len(pool))]
+            else:
+                pool.append(x - y * 0.1)
+        loss = nd.mean(pool[0] * pool[-1]) + nd.sum(pool[0])
+    loss.backward()
+    return [*found, loss, pool[0].grad, *pool]
+
+
+# ---- reductions as members -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(monkeypatch: Any) -> Iterator[list[list[str]]]:
+    """The names of the operators of each segment that ran."""
+    seen: list[list[str]] = []
+    real = fusion.Program.run
+
+    def run(self: Any) -> None:
+        seen.append([self.members[i].op.name for i, *_ in self.steps])
+        real(self)
+
+    monkeypatch.setattr(fusion.Program, "run", run)
+    yield seen
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_reduction_consumes_what_never_touches_memory(engine: Engine, name: str, axis: int | None) -> None:
+    a, b = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
+    nd.waitall()
+    before = nd.statistics().live_bytes
+    memory.reset_peak()
+    count, y = operations(engine, lambda: getattr(nd, name)(nd.exp(a * b) - a, axis=axis))
+    found = y.asnumpy()
+    nd.waitall()
+    assert count == 1
+    assert nd.statistics().peak_bytes - before <= 4 * found.size
+    engine.fusion = False
+    count, y = operations(engine, lambda: getattr(nd, name)(nd.exp(a * b) - a, axis=axis))
+    assert count == 4
+    assert y.asnumpy().tobytes() == found.tobytes()
+
+
+def test_a_value_that_lives_is_written_too(engine: Engine) -> None:
+    a, b = arrays(engine, (N,), (N,))
+
+    def program() -> Any:
+        c = a * b
+        return c, c.sum(), c.max(), (c + 1).mean()
+
+    count, (c, *rest) = operations(engine, program)
+    assert count == 1
+    assert c.asnumpy().tobytes() == (raw(N) * raw(N, seed=1)).tobytes()
+    for y, name in zip(rest, ("sum", "max", "mean"), strict=True):
+        other = nd.array(raw(N) * raw(N, seed=1))
+        expected = getattr(other + 1 if name == "mean" else other, name)()
+        expected.wait_to_read()
+        assert y.asnumpy().tobytes() == expected.asnumpy().tobytes()
+
+
+def test_a_result_that_nobody_can_see_is_not_computed(engine: Engine, programs: list[list[str]]) -> None:
+    a, b = arrays(engine, (N,), (N,))
+
+    def program() -> Any:
+        c = a + b
+        c.sum()  # its array dies
+        return nd.tanh(a)
+
+    count, y = operations(engine, program)
+    y.wait_to_read()
+    assert count == 1
+    assert programs == [["tanh"]]
+
+
+def test_softmax_is_a_member_along_the_last_axis_only(engine: Engine, programs: list[list[str]]) -> None:
+    a, b = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
+    count, y = operations(engine, lambda: nd.log_softmax(a * b, axis=-1).sum(axis=1))
+    y.wait_to_read()
+    assert (count, len(programs)) == (1, 1)
+    assert programs[0][-2:] == ["log_softmax", "sum"]
+    assert operations(engine, lambda: nd.log_softmax(a * b, axis=0))[0] == 2
+
+
+def test_what_does_not_join(engine: Engine) -> None:
+    a, b = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
+    (row,) = arrays(engine, (COLUMNS,))
+    assert operations(engine, lambda: nd.sum(a * b))[0] == 1
+    assert operations(engine, lambda: nd.sum(a * b, axis=0))[0] == 2  # the first axis
+    assert operations(engine, lambda: nd.prod(a * b))[0] == 2
+    assert operations(engine, lambda: nd.norm(a * b, ord=1))[0] == 2
+    assert operations(engine, lambda: (a * b, nd.sum(a)))[0] == 1  # not a value of the segment: at once
+    assert operations(engine, lambda: nd.sum((a * b)[10:]))[0] == 2  # a part of one
+    assert operations(engine, lambda: nd.sum((a * b).astype("int32")))[0] == 2  # not in lines
+    assert operations(engine, lambda: nd.sum((a * b).reshape((-1, 350)), axis=1))[0] == 1  # rows of half the length
+    assert operations(engine, lambda: nd.sum(nd.broadcast_add(a, row).reshape((-1, 350)), axis=1))[0] == 2
+    with engine.bulk(2):
+        assert operations(engine, lambda: nd.sum(a * b + a))[0] == 2
+
+    def used() -> Any:
+        c = a * b
+        return nd.broadcast_div(c, c.sum().reshape((1, 1)))
+
+    assert operations(engine, used)[0] == 2  # a result is used after the last tile
+    engine.fusion = False
+    assert operations(engine, lambda: nd.sum(a * b))[0] == 2
+
+
+@pytest.mark.parametrize("columns", [700, 1000, 2049, 257])
+def test_tiles_begin_at_lines_and_at_rows(engine: Engine, columns: int) -> None:
+    """A sum over everything of what is broadcast by rows: both, or the sum is an operation of its own."""
+    rows = 2_000_000 // columns
+    x, y = raw(rows, columns), raw(columns, seed=1)
+    found = set()
+    a, row = nd.array(x), nd.array(y)
+    for fused in (True, False):
+        engine.fusion = fused
+        a.wait_to_read()
+        count, total = operations(engine, lambda: nd.sum(nd.broadcast_mul(a, row)))
+        assert count == (1 if fused and math.lcm(columns, LINE) <= 2 * fusion.TILE else 2)
+        found.add(total.asnumpy().tobytes())
+    assert found == {sum_of_rows((x * y).reshape(1, -1)).tobytes()}
+
+
+def test_a_write_in_place_comes_after_the_reduction(engine: Engine) -> None:
+    a, b = arrays(engine, (N,), (N,))
+
+    def program() -> Any:
+        c = a * b
+        first = c.sum()
+        c += 1
+        second = c.sum()
+        a.__imul__(2)
+        return first, second, c
+
+    count, (first, second, c) = operations(engine, program)
+    assert count == 1
+    x = raw(N) * raw(N, seed=1)
+    assert first.asnumpy().tobytes() == sum_of_rows(x.reshape(1, -1)).tobytes()
+    assert second.asnumpy().tobytes() == sum_of_rows((x + np.float32(1)).reshape(1, -1)).tobytes()
+    assert c.asnumpy().tobytes() == (x + np.float32(1)).tobytes()
+
+
+def test_a_result_given_with_out(engine: Engine) -> None:
+    a, b, y = arrays(engine, (N,), (N,), (3,))
+    one = y[1:2]
+
+    def program() -> None:
+        nd.sum(a * b, out=one)
+
+    operations(engine, program)
+    assert y.asnumpy()[1] == sum_of_rows((raw(N) * raw(N, seed=1)).reshape(1, -1))[0]
+    assert (y.asnumpy()[::2] == raw(3, seed=2)[::2]).all()
+
+
+def test_a_door_that_closes_while_a_reduction_joins(engine: Engine, monkeypatch: Any) -> None:
+    """RACE "join-while-closing": it is an operation of its own, a segment of one member."""
+    (a,) = arrays(engine, (N,))
+    real = fusion.Segment.takes
+
+    def takes(self: Any, other: Any) -> Any:
+        steps = real(self, other)
+        self.door.clear()
+        return steps
+
+    monkeypatch.setattr(fusion.Segment, "takes", takes)
+    count, y = operations(engine, lambda: nd.sum(a + 1))
+    assert count == 2
+    assert y.asnumpy().tobytes() == sum_of_rows((raw(N) + np.float32(1)).reshape(1, -1)).tobytes()
+
+
+@pytest.mark.parametrize("where", ["part", "end"])
+def test_a_failing_reduction_is_named(engine: Engine, monkeypatch: Any, where: str) -> None:
+    a, b = arrays(engine, (N,), (N,))
+
+    def fails(self: Any, *_: Any) -> Any:
+        raise FloatingPointError("injected")
+
+    monkeypatch.setattr(stages.Lines, where, fails)
+    _, y = operations(engine, lambda: nd.mean(nd.exp(a * b)))
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="injected") as caught:
+            y.wait_to_read()
+        notes = "\n".join(caught.value.__notes__)
+        assert "operator: mean" in notes
+        assert f"float32({N},)" in notes
+        assert "test_reductions.py" in notes
+
+
+def test_a_reduction_of_what_failed_is_poisoned_with_the_same_error(engine: Engine) -> None:
+    a, b = arrays(engine, (N,), (N,))
+
+    def program() -> Any:
+        engine.push(lambda x: 1 / 0, updates=[a])
+        return (a * 2).sum(), (b * 2).sum()
+
+    _, (bad, good) = operations(engine, program)
+    assert good.asnumpy().tobytes() == sum_of_rows((raw(N, seed=1) * np.float32(2)).reshape(1, -1)).tobytes()
+    for x in (bad, a):
+        with pytest.raises(ZeroDivisionError):
+            x.asnumpy()
+
+
+def test_reductions_that_run_at_once_and_those_that_workers_share() -> None:
+    with Engine("ThreadedEnginePooled", workers=2) as e:
+        a, b = nd.ones((1 << 20,)), nd.ones((1 << 23,))
+        nd.waitall()
+        before = e.ran_at_once
+        assert a.sum().asscalar() == 1 << 20
+        assert e.ran_at_once == before + 1
+        assert stages.cost([((stages.BIG - 1,), np.dtype("f"))], (), {}) < 1.1 * tiny.NOW
+        pushed = e.statistics().pushed
+        for _ in range(20):
+            assert b.sum().asscalar() == 1 << 23
+        assert e.statistics().pushed > pushed + 20  # the helpers
