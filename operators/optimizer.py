@@ -9,8 +9,8 @@ with weight decay, wd * weight, added after the limiting or, where the docs say 
 Those that begin with mp_ take and give weights of few bits and keep them in float32, `weight32`, as the states are.
 
 MXNet 1.9.1 differs in two places.  Its nag_mom_update with weight decay and ``out=weight`` takes the decay for mom from
-the weights it has just written; here `out` makes no difference.  Its mp_lamb_update_phase2 leaves weight32 as it was, so
-that weights never get further than one step; here weight32 is changed.
+the weights it has just written; here `out` makes no difference.  Its mp_lamb_update_phase2 leaves weight32 as it was,
+so that weights never get further than one step; here weight32 is changed.
 """
 
 from __future__ import annotations
