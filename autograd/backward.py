@@ -20,6 +20,7 @@ from ..ndarray.line import Scope, scope, within
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
 from ..operators.tiny import PAGE
+from . import plans
 from .tape import Leaf, Recorder, entry_of
 from .walk import ZERO, GraphError, Walk, reshaped
 
@@ -83,7 +84,7 @@ def backward(
     ArgumentError at the call; with `wait`, errors of the operations that the gradients come from.
     """
     arrays = _arrays("backward", heads)
-    gradients = within(Scope(None, train_mode, False), _backward, arrays, head_grads, retain_graph)
+    gradients = within(Scope(None, train_mode, False), _backward, arrays, head_grads, retain_graph, wait)
     if wait:
         for gradient in gradients:
             gradient.wait_to_read()
@@ -103,7 +104,7 @@ def leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> lis
 def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> list[Array]:
     walk = Walk(heads, False, False)
     leaves = wanted or [n for n in walk.nodes if isinstance(n, Leaf)]
-    walk.run(_head_grads(heads, None), lambda node: isinstance(node, Leaf))
+    plans.follow(walk, _head_grads(heads, None), lambda node: isinstance(node, Leaf), True)
     results: list[Array] = []
     for leaf in leaves:
         like = leaf.gradient
@@ -115,12 +116,12 @@ def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> li
     return _apart(results)
 
 
-def _backward(heads: list[Array], head_grads: Any, retain_graph: bool) -> list[Array]:
+def _backward(heads: list[Array], head_grads: Any, retain_graph: bool, wait: bool) -> list[Array]:
     walk = Walk(heads, retain_graph, False)
     leaves = [node for node in walk.nodes if isinstance(node, Leaf) and node.gradient is not None]
     if not leaves:
         raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
-    walk.run(_head_grads(heads, head_grads), lambda node: isinstance(node, Leaf))
+    plans.follow(walk, _head_grads(heads, head_grads), lambda node: isinstance(node, Leaf), wait)
     written = []
     for leaf in leaves:
         arrived = walk.cotangents.get(leaf)
@@ -215,7 +216,7 @@ def gradients_of(
 
     def walked() -> list[Any]:
         walk = Walk(arrays, retain, create_graph)
-        walk.run(_head_grads(arrays, head_grads), lambda node: node in nodes)
+        plans.follow(walk, _head_grads(arrays, head_grads), lambda node: node in nodes, False)
         return _apart([_result(walk, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))])
 
     results = within(Scope(recorder, train_mode, False), walked)

@@ -43,9 +43,12 @@ class GraphError(ArgumentError):
 class Walk:
     """One backward pass over the graph above some heads.
 
+    `F`: the operators that it adds cotangents with.
     `cotangents`: for every node, what has arrived for each of its outputs: None, ZERO or an array that nobody writes.
     `edges`, `saved`: those of every node when the walk began, so that another thread's walk may free the graph.
     """
+
+    F: Any = numpy_face
 
     def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
         self.retain, self.create = retain, create
@@ -120,7 +123,7 @@ class Walk:
             if own:
                 self.own.add((node, index))
         elif gradient is not ZERO:
-            arrived[index] = numpy_face.add(before, gradient)
+            arrived[index] = self.F.add(before, gradient)
             self.own.add((node, index))
 
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
@@ -148,7 +151,7 @@ class Walk:
         cotangents = self._named(node, arrived)
         for i in passing:
             g = cotangents["g"]
-            if g._meta == node.metas[i]:  # the gradient is the cotangent itself: nothing has to be pushed
+            if (g.shape, g.dtype) == node.metas[i]:  # the gradient is the cotangent itself: nothing has to be pushed
                 texts = tuple([j for j in texts if j != i])
                 self._deliver(node, i, g)
         if texts:
@@ -202,7 +205,7 @@ class Walk:
             return None
         shape, dtype = meta
         if arrived is None or arrived is ZERO:
-            return numpy_face.zeros(shape=shape, dtype=dtype)
+            return self.F.zeros(shape=shape, dtype=dtype)
         return reshaped(arrived, shape)
 
     def _named(self, node: Node, arrived: Sequence[Any]) -> dict[str, Any]:
@@ -251,9 +254,13 @@ class Walk:
     def _push(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
         """The texts on raw memory: one engine operation, or one for each text of a costly operator.
 
-        Those of large elementwise operators are pushed operator by operator, so that they join others.
+        Those of large elementwise operators, and of what they may be reduced by, are pushed operator by operator, so
+        that they join others.
         """
-        if node.op.elementwise and size_of(node.made) >= FUSE:
+        op = node.op
+        if size_of(node.made if op.elementwise else node.metas) >= FUSE and (
+            op.elementwise or op.by_rows or op.consumed is not None
+        ):
             self._record(node, indices, cotangents)
             return
         for group in _groups(node.op, tuple(indices)):
@@ -405,6 +412,6 @@ def _variadic(node: Node) -> range:
     return range(len(node.op.inputs), len(node.metas))
 
 
-def reshaped(g: Array, shape: tuple[int, ...]) -> Array:
+def reshaped(g: Any, shape: tuple[int, ...]) -> Any:
     """The cotangent in the shape that the kernel gave: a scalar's is (1,) in the nd face."""
-    return g if g._shape == shape else g.reshape(shape)
+    return g if g.shape == shape else g.reshape(shape)

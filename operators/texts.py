@@ -7,7 +7,7 @@ broadcasting is undone, the shape checked, the dtype made the input's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import FLOAT32
 from ..ndarray.shape import Shape
-from .schema import Meta, Operator, Step, Text, registry
+from .schema import Attributes, Meta, Operator, Step, Text, registry
 
 HALF = np.dtype(np.float16)
 _ndarray = np.ndarray
@@ -25,41 +25,88 @@ _ndarray = np.ndarray
 
 def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
     """One operator on raw arrays and scalars, at once, in this thread."""
-    if op.ufunc is not None and op.variant is None and not any(type(x) is _ndarray and x.dtype == HALF for x in inputs):
-        return np.asarray(op.ufunc(*inputs))
-    attributes = op.bind(attributes)
-    inputs += (None,) * (len(op.inputs) - len(inputs))
-    if op.variant is not None:
-        op, inputs, attributes = op.variant(inputs, attributes, False)  # type: ignore[assignment]
-    if op.ufunc is not None:
-        half = op.widen and all(x.dtype == HALF for x in inputs if isinstance(x, np.ndarray))
-        result = op.ufunc(*(x.astype(FLOAT32) if isinstance(x, np.ndarray) else x for x in inputs) if half else inputs)
-        return np.asarray(result, HALF if half else None)
+    return prepared(op, inputs, attributes)(*inputs)
+
+
+def prepared(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Callable[..., Any]:
+    """The operator as a function of raw arrays of these shapes and dtypes, and of scalars of these types."""
+    if op.ufunc is not None and op.variant is None:
+        return _ufunc(op, inputs)
+    bound = op.bind(attributes)
+    missing = (None,) * (len(op.inputs) - len(inputs))
+    if op.variant is None:
+        return _kernel(op, (*inputs, *missing), bound)
+    variant = op.variant
+    meant, changed, attributes = variant((*inputs, *missing), bound, False)
+    if len(changed) != len(inputs) or any(x is not y for x, y in zip(changed, inputs, strict=True)):
+
+        def function(*inputs: Any) -> Any:
+            meant, changed, attributes = variant((*inputs, *missing), bound, False)
+            return (_ufunc if meant.ufunc is not None else _kernel)(meant, changed, attributes)(*changed)
+
+        return function
+    return (_ufunc if meant.ufunc is not None else _kernel)(meant, changed, attributes)
+
+
+def _ufunc(op: Operator, inputs: Sequence[Any], attributes: Attributes | None = None) -> Callable[..., Any]:
+    ufunc: Any = op.ufunc
+    arrays = [x for x in inputs if type(x) is _ndarray]
+    if op.widen and arrays and all(x.dtype == HALF for x in arrays):
+
+        def widened(*inputs: Any) -> Any:
+            return np.asarray(ufunc(*(x.astype(FLOAT32) if type(x) is _ndarray else x for x in inputs)), HALF)
+
+        return widened
+    if any(x.ndim for x in arrays):
+        return ufunc  # type: ignore[no-any-return]
+    return lambda *inputs: np.asarray(ufunc(*inputs))
+
+
+def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Callable[..., Any]:
     given = next(
         (x.dtype for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and op.input_name(i) not in op.indices),
         FLOAT32,
     )
-    arrays = [x if x is None or isinstance(x, np.ndarray) else np.asarray(x, given) for x in inputs]
-    metas = [None if a is None else (a.shape, a.dtype) for a in arrays]
+    metas = [None if x is None else (np.shape(x), x.dtype if isinstance(x, np.ndarray) else given) for x in inputs]
     made, attributes = op.infer(metas, attributes)
-    if op.alias is not None and arrays[0] is not None and arrays[0].flags.c_contiguous:
-        geometry = op.alias(arrays[0].shape, None, attributes)
-        if geometry is not None:
-            shape, strides = geometry
-            if strides is None:
-                return arrays[0].reshape(shape)
-            itemsize = arrays[0].itemsize
-            return np.ndarray(shape, arrays[0].dtype, arrays[0], 0, [s * itemsize for s in strides])
-    narrow = op.widen and any(a is not None and a.dtype == HALF for a in arrays)
-    if narrow:
-        arrays = [a.astype(FLOAT32) if a is not None and a.dtype == HALF else a for a in arrays]
-    wide = [None if m is None else HOST.empty(m[0], FLOAT32 if narrow and m[1] == HALF else m[1]) for m in made]
-    steps = op.kernel(HOST.xp, *arrays, **attributes, **dict(zip((*op.outputs, *op.saves), wide, strict=True)))
-    if op.atomic:
-        for function, *arguments in steps:
-            function(*arguments)
-    results = [w if w is None or m is None else w.astype(m[1], copy=False) for w, m in zip(wide, made, strict=True)]
-    return results[0] if len(op.outputs) == 1 else tuple(results[: len(op.outputs)])
+    kernel, atomic, names, xp, empty = op.kernel, op.atomic, (*op.outputs, *op.saves), HOST.xp, HOST.empty
+    narrow = op.widen and any(meta is not None and meta[1] == HALF for meta in metas)
+    wide = [None if m is None else (m[0], FLOAT32 if narrow and m[1] == HALF else m[1]) for m in made]
+    number, wanted = len(inputs), len(op.outputs)
+    plain = all(isinstance(x, np.ndarray) for x in inputs)
+
+    def function(*inputs: Any) -> Any:
+        arrays: Sequence[Any] = inputs
+        if not plain:
+            arrays = [x if x is None or isinstance(x, np.ndarray) else np.asarray(x, given) for x in inputs]
+            arrays += (None,) * (number - len(arrays))
+        if narrow:
+            arrays = [a.astype(FLOAT32) if a is not None and a.dtype == HALF else a for a in arrays]
+        filled = [None if m is None else empty(*m) for m in wide]
+        steps = kernel(xp, *arrays, **attributes, **dict(zip(names, filled, strict=True)))
+        if atomic:
+            for step in steps:
+                step[0](*step[1:])
+        if narrow:
+            filled = [
+                w if w is None or m is None else w.astype(m[1], copy=False) for w, m in zip(filled, made, strict=True)
+            ]
+        return filled[0] if wanted == 1 else tuple(filled[:wanted])
+
+    alias: Any = op.alias and inputs[0] is not None and op.alias(metas[0][0], None, attributes)  # type: ignore[index]
+    if not alias:
+        return function
+    shape, strides = alias
+
+    def view(*inputs: Any) -> Any:
+        x = inputs[0]
+        if not x.flags.c_contiguous:
+            return function(*inputs)
+        if strides is None:
+            return x.reshape(shape)
+        return np.ndarray(shape, x.dtype, x, 0, [s * x.itemsize for s in strides])
+
+    return view
 
 
 class RawOperators:

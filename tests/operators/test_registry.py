@@ -20,6 +20,7 @@ from scipy import special
 
 import vardag as vd
 from vardag import autograd, nd
+from vardag.autograd import plans
 from vardag.engine import Engine
 from vardag.ndarray.array import Array
 from vardag.operators import nd_face, numpy_face, registry, texts
@@ -579,6 +580,32 @@ def test_gradient_is_the_directional_derivative(op: Operator) -> None:
         first_order(case)
 
 
+@each_differentiable
+def test_planned_gradients_are_the_same(op: Operator) -> None:
+    """The third backward of a graph goes by a plan: see autograd/plans.py."""
+    for case in connected_cases(op):
+        raws = case.raws()
+        with Engine(workers=1, inline=False):
+            expected = [x.asnumpy() for x in case.gradients(raws)]
+        with Engine(workers=1):
+            for _ in range(3):
+                same(case.gradients(raws), expected)
+
+
+def test_most_operators_can_be_planned() -> None:
+    """Of these no text looks at a value."""
+    without = set()
+    with Engine(workers=1):
+        for op in DIFFERENTIABLE:
+            for case in connected_cases(op):
+                plans._plans.clear()
+                for _ in range(2):
+                    case.gradients(case.raws())
+                if plans.NONE in plans._plans.values():
+                    without.add(op.name)
+    assert sorted(without) == []
+
+
 @each_derived
 def test_second_order_is_the_directional_derivative(op: Operator) -> None:
     for case in connected_cases(op):
@@ -681,7 +708,7 @@ def test_nothing_is_kept_in_vain(op: Operator, monkeypatch: pytest.MonkeyPatch) 
             calls.append(named)  # noqa: B023
             return function(F, **named)  # noqa: B023
 
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, Engine(workers=1, inline=False):  # texts that run, not their programs
             patch.setattr(text, "function", watched)
             for case in connected_cases(op):
                 case.gradients(case.raws())
