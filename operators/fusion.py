@@ -83,9 +83,12 @@ def member(launch: Launch, words: Callable[[], str]) -> Member | None:
         return None
     new = Member(launch, buffer, words, size)
     if not op.elementwise:
-        if not op.by_rows or launch.attributes["axis"] != len(shape) - 1 or shape[-1] > TILE:
+        if not op.by_rows:
             return None
-        new.columns, new.attributes = shape[-1], {**launch.attributes, "axis": 1}
+        if "axis" in launch.attributes:
+            if launch.attributes["axis"] != len(shape) - 1 or shape[-1] > TILE:
+                return None
+            new.columns, new.attributes = shape[-1], {**launch.attributes, "axis": 1}
     for o in launch.operands:
         operand = _operand(new, o, shape)
         if operand is None:

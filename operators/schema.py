@@ -330,8 +330,8 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
     costly : gradients of different inputs are separate operations, which may run side by side.
     defined : the gradient is a definition, not the derivative.
     indices : inputs that hold indices or conditions; their dtype need not match the others.
-    by_rows : along `axis`, element i of the output depends on the elements of its row only; large ones may join a
-        segment (fusion.py).
+    by_rows : element i of the output depends on element i of the inputs, broadcast, and if there is an `axis`, on those
+        of its row along that only; large ones may join a segment (fusion.py).
     consumed : (shape, dtype, dtype made, attributes) -> how a segment reduces a value of its tiles, or None.
     samples, reference : what the registry's tests try, and a float64 NumPy implementation to compare with.
     nd : the rule of the nd face (see faces.py), False to leave it out of that face.

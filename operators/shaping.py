@@ -318,6 +318,7 @@ def _kept_dimensions(inputs: list[Any], attributes: Attributes) -> None:
     "broadcast_to",
     infer=_broadcast_to,
     atomic=True,
+    by_rows=True,
     broadcasts=True,
     widen=False,
     samples=[Sample((3, 1), shape=(2, 3, 4))],

@@ -33,7 +33,7 @@ from .schema import Attributes, Meta, Operator, size_of
 
 PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
 INLINE = 16_384.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
-COPIED = 4096  # elements: the tape keeps smaller values as copies, larger ones by holds
+COPIED = 32_768  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
 ESTIMATED = 20  # how much more than it says a kernel of several calls may cost
 HALF = np.dtype(np.float16)
@@ -155,7 +155,7 @@ def at_once(
     """Fresh outputs of an operator (see push.invoke), or None: it is to be pushed."""
     if op.updates or op.random or op.alias is not None or not place.engine.calm():
         return None
-    if op.elementwise and size_of(made) >= FUSE:
+    if (op.elementwise or op.by_rows) and size_of(made) >= FUSE:
         return None
     if recorder is not None:
         for x in inputs:

@@ -451,3 +451,53 @@ def test_reductions_that_run_at_once_and_those_that_workers_share() -> None:
         for _ in range(20):
             assert b.sum().asscalar() == 1 << 23
         assert e.statistics().pushed > pushed + 20  # the helpers
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "arrays_written"),
+    [(lambda a, b: nd.sum(a * b), 0), (lambda a, b: nd.mean(nd.sum(a * b + a, axis=1)), 0)],
+    ids=["everything", "rows"],
+)
+def test_a_gradient_that_a_sum_spreads_never_touches_memory(engine: Engine, loss: Any, arrays_written: int) -> None:
+    a, b = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
+    a.attach_grad()
+    a.grad.wait_to_read()
+
+    def program() -> None:
+        with autograd.record():
+            y = loss(a, b)
+        y.backward(wait=False)
+
+    found = []
+    for fused in (True, False):
+        engine.fusion = fused
+        nd.waitall()
+        before = nd.statistics().live_bytes
+        memory.reset_peak()
+        operations(engine, program)
+        nd.waitall()
+        written = (nd.statistics().peak_bytes - before) // a.grad.asnumpy().nbytes
+        assert written == arrays_written if fused else written > arrays_written
+        found.append(a.grad.asnumpy().tobytes())
+    assert found[0] == found[1]
+
+
+def test_an_array_of_one_element_is_an_operand_of_every_tile(engine: Engine) -> None:
+    a, one = arrays(engine, (ROWS, COLUMNS), (1, 1))
+    x, y = raw(ROWS, COLUMNS), raw(1, 1, seed=1)
+
+    def program() -> Any:
+        result = nd.broadcast_mul(nd.exp(a), one)
+        one.__imul__(2)  # not before the last tile
+        return result
+
+    count, result = operations(engine, program)
+    assert count == 2
+    assert result.asnumpy().tobytes() == (np.exp(x) * y).tobytes()
+    assert one.asnumpy() == y * 2
+    count, result = operations(engine, lambda: nd.broadcast_to(one, shape=(ROWS, COLUMNS)) + a)
+    assert count == 1
+    assert result.asnumpy().tobytes() == (x + y * 2).tobytes()
