@@ -3,7 +3,8 @@
 ``exp(a * b + a) * b - a`` of ten million elements is five passes over memory and four temporaries.  As a *segment* it
 is one pass: for each tile of some 100,000 elements the five kernels run one after the other, and what lies between
 them stays in cache.  Tiles are spread over the workers.  Values whose arrays have died before the segment begins never
-touch memory; those that nothing alive needs are not computed at all.
+touch memory; those that nothing alive needs are not computed at all.  A reduction consumes the tiles of a value in the
+order of stages.py, and gives its result after the last; operators that work row by row take whole rows for tiles.
 
 When a push becomes a member of the last segment instead of an operation of its own is the engine's rule (joining.py)
 and `Segment.takes`: as many elements; operands that lie in C order, whole or broadcast along rows or columns; the

@@ -66,7 +66,8 @@ class Program:
 
     STEPS = (
         "unary", "unary", "binary", "binary", "number", "expression", "expression", "update", "update", "fill", "out",
-        "view", "view", "view", "copy", "detach", "drop", "drop", "row", "column", "sum", "integers", "function",
+        "view", "view", "view", "copy", "detach", "drop", "drop", "row", "column", "sum", "reduce", "reduce",
+        "integers", "function",
         "failure", "read", "heal", "mark", "backward", "backward",
     )  # fmt: skip
 
@@ -106,6 +107,14 @@ class Program:
             arrays.append(getattr(F, r.choice(BINARY))(a, part))
         elif kind == "sum":
             arrays.append(F.sum(x, axis=0, keepdims=True) * 0.01)
+        elif kind == "reduce":
+            value = r.choice([lambda: x, lambda: x * y, lambda: F.tanh(x) - y])()
+            reducer = getattr(F, r.choice(("sum", "mean", "max", "min", "norm")))
+            arrays.append(r.choice([
+                lambda: reducer(value, axis=r.choice((None, -1)), keepdims=True) * 0.01,
+                lambda: r.choice((F.softmax, F.log_softmax))(value),
+                lambda: F.broadcast_to(reducer(value, axis=-1, keepdims=True), shape=x.shape),
+            ])())  # fmt: skip
         elif kind == "integers":
             a, b = self.integers
             self.integers = [F.power(F.maximum(a, 0), b) if r.random() < 0.3 else F.maximum(a, b), a]
@@ -123,7 +132,9 @@ class Program:
         elif kind == "backward" and self.marked:
             with autograd.record():
                 for _ in range(r.randint(1, 6)):
-                    self.step(r.choice(["unary", "binary", "number", "expression", "update", "view", "row", "drop"]))
+                    self.step(
+                        r.choice(["unary", "binary", "number", "expression", "update", "view", "row", "reduce", "drop"])
+                    )
                 loss = F.sum(self.marked[-1] * self.marked[-1])
                 for x in self.arrays[-3:]:
                     loss = loss + F.mean(x)
