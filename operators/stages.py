@@ -108,7 +108,7 @@ def _zeros(ufunc: np.ufunc, out: Any) -> list[Step]:
 class Lines:
     """Sums of the rows of a matrix in C order, line by line; any part may be done by anybody, in any order."""
 
-    __slots__ = ("full", "length", "line", "ones", "partial", "rest", "rows", "squares", "unit")
+    __slots__ = ("full", "length", "line", "ones", "partial", "rest", "rows", "squares", "sums", "unit")
 
     def __init__(self, rows: int, length: int, dtype: Any, squares: bool = False) -> None:
         self.rows, self.length, self.squares = rows, length, squares
@@ -116,13 +116,18 @@ class Lines:
         self.full, self.rest = divmod(length, self.line)
         self.ones = _ONES[np.dtype(dtype)]
         self.partial = np.empty((self.full + bool(self.rest), rows), dtype)
+        self.sums = self.partial.reshape(-1)
         #: elements: a part begins at a multiple of it
         self.unit = length if rows > 1 else LINE
 
     def part(self, x: Any, low: int) -> list[Step]:
         """The calls for a part, flat, that begins at element `low` and ends at a multiple of the unit or at the end."""
         if self.rows == 1:
-            return self._lines(x.reshape(1, -1), slice(0, 1), low // LINE)
+            number, rest = divmod(x.size, LINE)
+            if rest:
+                return self._lines(x.reshape(1, -1), slice(0, 1), low // LINE)
+            full, first = x.reshape(number, LINE), low // LINE  # as `_lines` would, in a hurry
+            return [(np.vecdot, full, full if self.squares else self.ones[:LINE], self.sums[first : first + number])]
         first = low // self.length
         rows = x.size // self.length
         return self._lines(x.reshape(rows, self.length), slice(first, first + rows), 0)
