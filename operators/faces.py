@@ -21,6 +21,7 @@ from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
+from .calls import Calls
 from .fusion import FUSE
 from .in_place import in_place
 from .infer import loop_dtypes
@@ -239,13 +240,23 @@ class NDFace(Face):
         rename = rule.rename
         ignored = {"name", *rule.ignore}
 
-        def call(*arguments: Any, out: Any = None, ctx: Any = None, **named: Any) -> Any:
+        def resolve(arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             if named:
                 named = {rename.get(n, n): v for n, v in named.items() if n not in ignored}
-            inputs = bound(op, order, arguments, named)
+            return self._resolve(op, rule, bound(op, order, arguments, named), named)
+
+        calls = Calls(resolve, rule.zero_d)
+
+        def call(*arguments: Any, out: Any = None, ctx: Any = None, **named: Any) -> Any:
             if op.name == "assign":
-                return _assign(op, inputs, out, NDArray)
-            return self._invoke(op, rule, inputs, named, out, ctx)
+                return _assign(op, bound(op, order, arguments, named), out, NDArray)
+            if out is None and ctx is None:
+                done = calls.run(arguments, named)
+                if done is not None:
+                    return done
+            meant, inputs, attributes, dtype = resolve(arguments, named)
+            context = None if ctx is None else as_context(ctx)
+            return invoke(meant, inputs, attributes, out, cls=NDArray, context=context, dtype=dtype, zero_d=rule.zero_d)
 
         call.__name__ = call.__qualname__ = op.name
         call.__doc__ = op.doc
@@ -255,7 +266,10 @@ class NDFace(Face):
             if rule.method:
                 self.methods[name] = function
 
-    def _invoke(self, op: Operator, rule: Rule, inputs: list[Any], named: Attributes, out: Any, ctx: Any) -> Any:
+    def _resolve(
+        self, op: Operator, rule: Rule, inputs: list[Any], named: Attributes
+    ) -> tuple[Operator, Sequence[Any], Attributes, Any]:
+        """By the rule: the operator meant, its inputs, bound attributes, and what results are stored as."""
         dtype = self._convert(op, rule, inputs)
         if rule.extra:
             named = {**rule.extra, **named}
@@ -274,8 +288,7 @@ class NDFace(Face):
             stored = None
         elif callable(stored):
             stored = stored(dtype, attributes)
-        context = None if ctx is None else as_context(ctx)
-        return invoke(op, inputs, attributes, out, cls=NDArray, context=context, dtype=stored, zero_d=rule.zero_d)
+        return op, inputs, attributes, stored
 
     @staticmethod
     def _convert(op: Operator, rule: Rule, inputs: list[Any]) -> DType | None:

@@ -32,7 +32,7 @@ from ..ndarray.shape import Shape
 from .fusion import FUSE, fusible
 from .launch import WORTH, Launch
 from .schema import Attributes, Meta, Operator, size_of
-from .tiny import INLINE, at_once
+from .tiny import INLINE, at_once, prepare
 
 Input = Array | np.generic | RawArray | None
 
@@ -137,7 +137,8 @@ def invoke(
             return shared
 
     if out is None:
-        done = at_once(op, inputs, attributes, made, place, current.recorder, cls, dtype, zero_d)
+        ready = prepare(op, metas, attributes, made, dtype, zero_d)
+        done = None if ready is None else at_once(ready, inputs, place, current.recorder, cls)
         if done is not None:
             return done[0] if number == 1 else done
     results: list[Array] = []

@@ -16,7 +16,7 @@ what they write is seen in the same way, and what they raise goes to the caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -141,32 +141,44 @@ def compute(op: Operator, xp: Any, arrays: Sequence[Any], attributes: Attributes
             function(*arguments)
 
 
-def at_once(
-    op: Operator,
-    inputs: Sequence[Any],
-    attributes: Attributes,
-    made: Sequence[Meta | None],
-    place: Place,
-    recorder: Any,
-    cls: type[Array],
-    dtype: Any,
+class Ready(NamedTuple):
+    """A call that may run at once, if its operands are ready: see `prepare`."""
+
+    op: Operator
+    attributes: Attributes
+    made: Sequence[Meta | None]
+    dtype: Any
+    zero_d: Shape
+
+
+def prepare(
+    op: Operator, metas: Sequence[Meta | None], attributes: Attributes, made: Sequence[Meta | None], dtype: Any,
     zero_d: Shape,
+) -> Ready | None:  # fmt: skip
+    """A call of an operator (see push.invoke) that may run at once, or None: it is to be pushed."""
+    if op.updates or op.random or op.alias is not None or ((op.elementwise or op.by_rows) and size_of(made) >= FUSE):
+        return None
+    if any(meta is not None and meta[1] == HALF for meta in metas):
+        return None
+    if op.work(metas, made, attributes) > (NOW if op.atomic else NOW / ESTIMATED):
+        return None
+    return Ready(op, attributes, made, dtype, zero_d)
+
+
+def at_once(
+    call: Ready, inputs: Sequence[Any], place: Place, recorder: Any, cls: type[Array]
 ) -> tuple[Any, ...] | None:
-    """Fresh outputs of an operator (see push.invoke), or None: it is to be pushed."""
-    if op.updates or op.random or op.alias is not None or not place.engine.calm():
+    """Its outputs, fresh arrays; None: it is to be pushed."""
+    if not place.engine.calm():
         return None
-    if (op.elementwise or op.by_rows) and size_of(made) >= FUSE:
-        return None
+    op, made, attributes = call.op, call.made, call.attributes
     if recorder is not None:
         for x in inputs:
             if isinstance(x, Array) and x._raw is not None and x._raw.size >= COPIED:
                 x._grow()  # it may have to be held
     looks = Looks()
     arrays = [looks.at(x) for x in inputs]
-    if not looks.ready or any(getattr(a, "dtype", None) == HALF for a in arrays):
-        return None
-    work = op.work([None if a is None else (a.shape, a.dtype) for a in arrays], made, attributes)
-    if work > (NOW if op.atomic else NOW / ESTIMATED):
+    if not looks.ready:
         return None
     node = None
     if recorder is not None:
@@ -182,11 +194,11 @@ def at_once(
     filled = looks.run(place, kernel)
     if filled is None or (node is not None and not _hold(node, inputs, looks, place)):
         return None
-    results = []
+    dtype, results = call.dtype, []
     for i, output in enumerate(filled[: len(op.outputs)]):
         raw: Any = output
         stored = raw if dtype is None or raw.dtype == dtype else raw.astype(dtype)
-        new = cls._young(place, stored if stored.shape else stored.reshape(zero_d))
+        new = cls._young(place, stored if stored.shape else stored.reshape(call.zero_d))
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, i))
             name = op.outputs[i]
@@ -225,6 +237,10 @@ def _hold(node: Any, inputs: Sequence[Any], looks: Looks, place: Place) -> bool:
     large = [(i, key) for i, key in node.retention.inputs if key not in node.saved]
     if not large:
         return True
+    shared = [_shared(inputs[i], node.edges[i]) for i, _ in large]
+    if None not in shared and looks.unchanged():
+        node.saved.update((key, saved) for (_, key), saved in zip(large, shared, strict=True))
+        return all(saved.buffer is inputs[i]._chunk.buffer for (i, _), saved in zip(large, shared, strict=True))
     held: list[Saved] = []
 
     def plan() -> Any:
@@ -239,3 +255,14 @@ def _hold(node: Any, inputs: Sequence[Any], looks: Looks, place: Place) -> bool:
     place.engine.admit(plan)
     node.saved.update((key, saved) for (_, key), saved in zip(large, held, strict=False))
     return bool(held)
+
+
+def _shared(x: Array, entry: Any) -> Any:
+    """The hold on this value that another node has, if it is the last one on the buffer: a weight in a loop."""
+    chunk = x._chunk
+    holders = chunk.buffer.holders
+    saved = holders[-1]() if holders else None
+    if type(saved) is not Saved or saved.owner() is not chunk or saved.entry is not entry:
+        return None
+    same = (saved.shape, saved.strides, saved.offset) == (x._shape, x._strides, x._offset)
+    return saved if same and saved.buffer is chunk.buffer else None

@@ -1,0 +1,120 @@
+"""Calls that come again: what an operator, its rule and its arguments come to is worked out once.
+
+Binding, the rule of the nd face, the variant, shapes and dtypes depend on the operands' shapes and dtypes and on plain
+arguments only.  A `Calls` remembers the answers of one operator, and runs an equal call at once (tiny.py).  Whatever
+is unusual about a call (`out`, host arrays, arrays of two places, ...) is left to the push path.
+                                                                                     [tests/operators/test_calls.py]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..ndarray.line import scope
+from ..ndarray.ndarray import NDArray
+from .schema import Attributes, Operator
+from .tiny import Ready, at_once, prepare
+
+MOST = 64  # calls of one operator that are remembered
+PLAIN = frozenset((int, bool, str, type(None)))
+BY_TEXT = frozenset((float, tuple))  # for 1 and 1.0 are equal, and so are the zeros
+
+Resolve = Callable[[tuple[Any, ...], dict[str, Any]], "tuple[Operator, Sequence[Any], Attributes, Any]"]
+
+
+class Remembered(NamedTuple):
+    """`order`: for each input which of the arrays given it is, -1 for a constant."""
+
+    ready: Ready
+    order: tuple[int, ...]
+    constants: tuple[Any, ...]
+
+
+class Calls:
+    """The calls of one operator of the nd face.  `resolve`: (arguments) -> (operator, inputs, attributes, dtype)."""
+
+    __slots__ = ("_known", "_resolve", "_zero_d")
+
+    def __init__(self, resolve: Resolve, zero_d: Any) -> None:
+        self._resolve, self._zero_d = resolve, zero_d
+        self._known: dict[Any, Remembered | None] = {}
+
+    def run(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The result, or None: it is to be done in the general way."""
+        current = scope.get()
+        key: list[Any] = [current.training]
+        arrays: list[NDArray] = []
+        for x in arguments:
+            kind = type(x)
+            if kind is NDArray:
+                arrays.append(x)
+                key.append(x._meta)
+            elif kind in PLAIN:
+                key += (kind, x)
+            elif kind in BY_TEXT:
+                key += (kind, repr(x))
+            else:
+                return None
+        for name, x in named.items():
+            kind = type(x)
+            if kind is NDArray:
+                arrays.append(x)
+                key += (name, x._meta)
+            elif kind in PLAIN:
+                key += (name, kind, x)
+            elif kind in BY_TEXT:
+                key += (name, kind, repr(x))
+            else:
+                return None
+        if not arrays:
+            return None
+        place = arrays[0]._place
+        for x in arrays:
+            if x._place is not place:
+                return None
+        word = tuple(key)
+        if word not in self._known:
+            self._learn(word, arguments, named, arrays, current.training)
+        call = self._known.get(word)
+        if call is None:
+            return None
+        inputs = [arrays[i] if i >= 0 else c for i, c in zip(call.order, call.constants, strict=True)]
+        done = at_once(call.ready, inputs, place, current.recorder, NDArray)
+        if done is None:
+            return None
+        return done[0] if len(done) == 1 else done
+
+    def _learn(
+        self, key: Any, arguments: tuple[Any, ...], named: dict[str, Any], arrays: Sequence[NDArray], training: bool
+    ) -> None:
+        """Errors of the call are left to the general way; one that does not come again is a signal handler's."""
+        if len(set(map(id, arrays))) < len(arrays):
+            return  # which of the two is which input?
+        try:
+            call = self._meant(arguments, named, arrays, training)
+        except Exception:
+            try:
+                self._meant(arguments, named, arrays, training)
+            except Exception:
+                call = None
+            else:
+                raise
+        if len(self._known) >= MOST:
+            self._known.clear()
+        self._known[key] = call
+
+    def _meant(
+        self, arguments: tuple[Any, ...], named: dict[str, Any], arrays: Sequence[NDArray], training: bool
+    ) -> Remembered | None:
+        op, inputs, attributes, dtype = self._resolve(arguments, dict(named))
+        if op.variant is not None:
+            op, inputs, attributes = op.variant(inputs, attributes, training)
+        metas = [x._meta if isinstance(x, NDArray) else None if x is None else (x.shape, x.dtype) for x in inputs]
+        made, attributes = op.infer(metas, attributes)
+        order = tuple([next((i for i, a in enumerate(arrays) if a is x), -1) for x in inputs])
+        if any(i < 0 and isinstance(x, NDArray) for i, x in zip(order, inputs, strict=True)):
+            return None  # one that the rule made
+        ready = prepare(op, metas, attributes, made, dtype, self._zero_d)
+        constants = tuple([None if i >= 0 else x for i, x in zip(order, inputs, strict=True)])
+        return None if ready is None else Remembered(ready, order, constants)
