@@ -13,7 +13,7 @@ nothing else to do dwells for a moment, until somebody waits or something is que
 
 Bytes do not depend on any of this: a member's kernel is the operator's, and an element's bits do not depend on where
 in a tile it stands (but for the sign of a NaN, which nobody promises).
-                                                                                    [tests/operators/test_fusion.py]
+                                       [tests/operators/test_fusion.py, tests/operators/test_reduction_members.py]
 """
 
 from __future__ import annotations
@@ -181,10 +181,10 @@ class Segment:
             index = made.get(value.variable) if isinstance(value, Buffer) else None
             if index is None:
                 operands.append((kind, value, offset))
-            elif kind is FLAT and not offset and value.size == new.size and members[index].consumed is None:
+            elif kind is FLAT and not offset and value.size == new.size:
                 operands.append((VALUE, index, 0))
             else:
-                return None  # a part, or a broadcast, of what a member makes; or a reduction, which ends it
+                return None  # a part or a broadcast of what a member makes; what a reduction will give
         # The member changes with the commit only: if the door is closed by then, it is an operation of its own.
         return [
             (list.index, self.door, members),
