@@ -41,7 +41,7 @@ HEIGHT = 32  # rows of a block
 WIDTH = 4096  # elements of a block's row
 BLOCK = 1 << 16  # elements of a block of other reductions
 BIG = 1 << 21  # elements from which it is a matter for workers
-SHARE = 1 << 19  # elements that are worth a piece
+SHARE = 1 << 20  # elements that are worth a piece
 FEW = 16  # rows that are not enough to be shared
 
 _ONES = {dtype: np.ones(2 * LINE, dtype) for dtype in (np.dtype("f4"), np.dtype("f8"))}
