@@ -144,7 +144,7 @@ def _store(target: Array, gradient: Any, request: str) -> None:
     old, raw = target._chunk, gradient._raw
     alike = target._strides is None and target._covers_chunk() and target._meta == gradient._meta
     alike = alike and target._place is gradient._place
-    if alike and raw is not None and raw.base is None and _hand_over(old, gradient, raw):
+    if alike and raw is not None and target._place.device.whole(raw) and _hand_over(old, gradient, raw):
         return
     new = gradient._chunk
     fits = target._covers_chunk() and gradient._covers_chunk() and target._strides is gradient._strides is None

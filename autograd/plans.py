@@ -134,7 +134,7 @@ def _run(plan: Plan, walk: Walk, head_grads: Sequence[Any], place: Any) -> bool:
     for (position, index), raw in zip(plan.results, found, strict=True):
         array = known.get(id(raw))
         if array is None:
-            own = raw.base is None and raw.flags.c_contiguous and id(raw) not in known
+            own = place.device.whole(raw) and raw.flags.c_contiguous and id(raw) not in known
             known[id(raw)] = array = Array._young(place, raw if own else np.array(raw, order="C"))
         _put(arrived, nodes[position], index, array)
     for (position, index), i in plan.shared:

@@ -310,7 +310,7 @@ class Walk:
         if found is None:
             return False
         for (_, _, i), made in found:
-            raw = made if made.base is None and made.flags.c_contiguous else np.array(made, order="C")
+            raw = made if place.device.whole(made) and made.flags.c_contiguous else np.array(made, order="C")
             self._deliver(node, i, Array._young(place, raw), True)
         return True
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from ..ndarray.line import scope
 from ..ndarray.ndarray import NDArray
-from .schema import Attributes, Operator
-from .tiny import Ready, at_once, prepare
+from .in_place import update
+from .schema import Attributes, Meta, Metas, Operator
+from .tiny import HALF, INLINE, Ready, at_once, prepare
 
 MOST = 64  # calls of one operator that are remembered
 PLAIN = frozenset((int, bool, str, type(None)))
@@ -24,26 +25,63 @@ Resolve = Callable[[tuple[Any, ...], dict[str, Any]], "tuple[Operator, Sequence[
 
 
 class Remembered(NamedTuple):
-    """`order`: for each input which of the arrays given it is, -1 for a constant."""
+    """`ready`: how it runs at once, if it may.   `update`: (operator, attributes, the meta of its output, positions
+    that it changes beside that), if it may run in place.   `order`: for each input which of the arrays given it is, -1
+    for a constant.
+    """
 
-    ready: Ready
+    ready: Ready | None
+    update: tuple[Operator, Attributes, Meta, tuple[int, ...]] | None
     order: tuple[int, ...]
     constants: tuple[Any, ...]
+
+    def inputs(self, arrays: Sequence[NDArray]) -> list[Any]:
+        """The operator's inputs."""
+        return [arrays[i] if i >= 0 else c for i, c in zip(self.order, self.constants, strict=True)]
 
 
 class Calls:
     """The calls of one operator of the nd face.  `resolve`: (arguments) -> (operator, inputs, attributes, dtype)."""
 
-    __slots__ = ("_known", "_resolve", "_zero_d")
+    __slots__ = ("_hits", "_known", "_learned", "_resolve", "_zero_d")
 
     def __init__(self, resolve: Resolve, zero_d: Any) -> None:
         self._resolve, self._zero_d = resolve, zero_d
         self._known: dict[Any, Remembered | None] = {}
+        #: approximate.  Calls that never come again (a learning rate that changes at each step) are not worth learning
+        self._learned = self._hits = 0
 
     def run(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """The result, or None: it is to be done in the general way."""
         current = scope.get()
-        key: list[Any] = [current.training]
+        found = self._look(arguments, named, current.training)
+        ready = None if found is None else found[0].ready
+        if found is None or ready is None:
+            return None
+        call, arrays = found
+        done = at_once(ready, call.inputs(arrays), arrays[0]._place, current.recorder, NDArray)
+        if done is None:
+            return None
+        return done[0] if len(done) == 1 else done
+
+    def run_into(self, arguments: tuple[Any, ...], named: dict[str, Any], out: Any) -> bool:
+        """The result put into `out`, one of the operands.  False: it is to be done in the general way."""
+        if type(out) is not NDArray or scope.get().recorder is not None:
+            return False
+        found = self._look(arguments, named, scope.get().training)
+        if found is None or found[0].update is None:
+            return False
+        op, attributes, made, changed = found[0].update
+        inputs = found[0].inputs(found[1])
+        where = next((i for i, x in enumerate(inputs) if x is out), None)
+        if where is None or where in changed or out._meta != made:
+            return False
+        return update(op, attributes, inputs, out, (where, *changed))
+
+    def _look(
+        self, arguments: tuple[Any, ...], named: dict[str, Any], training: bool
+    ) -> tuple[Remembered, list[NDArray]] | None:
+        key: list[Any] = [training]
         arrays: list[NDArray] = []
         for x in arguments:
             kind = type(x)
@@ -74,16 +112,13 @@ class Calls:
             if x._place is not place:
                 return None
         word = tuple(key)
-        if word not in self._known:
-            self._learn(word, arguments, named, arrays, current.training)
+        if word in self._known:
+            self._hits += 1
+        elif self._learned < MOST or self._hits > self._learned:
+            self._learned += 1
+            self._learn(word, arguments, named, arrays, training)
         call = self._known.get(word)
-        if call is None:
-            return None
-        inputs = [arrays[i] if i >= 0 else c for i, c in zip(call.order, call.constants, strict=True)]
-        done = at_once(call.ready, inputs, place, current.recorder, NDArray)
-        if done is None:
-            return None
-        return done[0] if len(done) == 1 else done
+        return None if call is None else (call, arrays)
 
     def _learn(
         self, key: Any, arguments: tuple[Any, ...], named: dict[str, Any], arrays: Sequence[NDArray], training: bool
@@ -115,6 +150,16 @@ class Calls:
         order = tuple([next((i for i, a in enumerate(arrays) if a is x), -1) for x in inputs])
         if any(i < 0 and isinstance(x, NDArray) for i, x in zip(order, inputs, strict=True)):
             return None  # one that the rule made
-        ready = prepare(op, metas, attributes, made, dtype, self._zero_d)
         constants = tuple([None if i >= 0 else x for i, x in zip(order, inputs, strict=True)])
-        return None if ready is None else Remembered(ready, order, constants)
+        ready = prepare(op, metas, attributes, made, dtype, self._zero_d)
+        return Remembered(ready, _in_place(op, metas, attributes, made, dtype), order, constants)
+
+
+def _in_place(op: Operator, metas: Metas, attributes: Attributes, made: Metas, dtype: Any) -> Any:
+    """See `Remembered.update`."""
+    usual = op.elementwise and op.atomic and not op.random and op.ufunc is None and len(made) == 1
+    if not usual or made[0] is None or dtype not in (None, made[0][1]):
+        return None
+    if any(meta is not None and meta[1] == HALF for meta in metas) or op.work(metas, made, attributes) > INLINE:
+        return None
+    return op, attributes, made[0], tuple(op.inputs.index(name) for name in op.updates)

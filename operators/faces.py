@@ -250,10 +250,12 @@ class NDFace(Face):
         def call(*arguments: Any, out: Any = None, ctx: Any = None, **named: Any) -> Any:
             if op.name == "assign":
                 return _assign(op, bound(op, order, arguments, named), out, NDArray)
-            if out is None and ctx is None:
+            if ctx is None and out is None:
                 done = calls.run(arguments, named)
                 if done is not None:
                     return done
+            elif ctx is None and calls.run_into(arguments, named, out):
+                return out
             meant, inputs, attributes, dtype = resolve(arguments, named)
             context = None if ctx is None else as_context(ctx)
             return invoke(meant, inputs, attributes, out, cls=NDArray, context=context, dtype=dtype, zero_d=rule.zero_d)

@@ -1,4 +1,5 @@
-"""``x += y`` of small ready arrays: the kernel runs within its push, without the push path's general questions.
+"""``x += y`` and updates of small ready arrays: the kernel runs within its push, without the push path's general
+questions.
 
 Anything else is left to the push path: a recorded scope, a part of a chunk, bytes that somebody holds, pending readers
 or writers, an operand of another dtype or shape.  Those answers are found under the order lock, in the plan, and the
@@ -7,17 +8,77 @@ kernel runs under it too: so they still hold when it writes.                    
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..engine import DONE, OK, Kind, Operation
+from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, conflicts
-from ..ndarray.line import scope
+from ..ndarray.line import READ_ONLY, scope
 from .push import operands
 from .quick import Ufunc, number
-from .tiny import INLINE
+from .schema import Attributes, Operator
+from .tiny import INLINE, settled
 
 ATOMIC = Kind.ATOMIC
 NOTHING: Admission = (None, (), (), (), [], [], False)
+
+
+def update(op: Operator, attributes: Attributes, inputs: Sequence[Any], out: Array, changed: Sequence[int]) -> bool:
+    """An elementwise operator of one output, which goes into `out`, one of the inputs.  False: it is to be pushed.
+
+    `inputs`: arrays of one place, and constants.   `changed`: positions of `out` and of the states it updates.
+    """
+    place = out._place
+    xp = place.device.xp
+    admitted: list[Operation] = []
+
+    def plan() -> Admission:
+        admitted.clear()
+        raws: list[Any] = []
+        reads: list[Any] = []
+        updates: list[Any] = []
+        steps: list[Any] = []
+        chunks: set[Any] = set()
+        target: Any = None
+        if not place.engine.calm():
+            return NOTHING
+        for i, x in enumerate(inputs):
+            if not isinstance(x, Array):
+                raws.append(x)
+                continue
+            if i not in changed and x._raw is not None:
+                raws.append(x._raw)
+                continue
+            seen = settled(x)
+            if seen is None or seen[2] is None or x._chunk in chunks:
+                return NOTHING
+            raw, chunk, buffer, _ = seen
+            chunks.add(chunk)
+            raws.append(raw)
+            if i not in changed:
+                reads.append(buffer.variable)
+                continue
+            if (
+                raw is not buffer.raw
+                or x._line is READ_ONLY
+                or not all(p.state is DONE for p in buffer.variable.readers)
+            ):
+                return NOTHING
+            if buffer.holders and conflicts(buffer, chunk, 0, buffer.size):
+                return NOTHING
+            updates.append(buffer.variable)
+            steps.append((setattr, chunk, "version", chunk.version + 1))
+            if x is out:
+                target = raw
+        kernel = lambda: op.kernel(xp, *raws, **attributes, **{op.outputs[0]: target})  # noqa: E731
+        admitted.append(Operation(ATOMIC, kernel, op.name, cheap=True, operands=lambda: operands(op, inputs)))
+        return admitted[0], reads, (), updates, steps, [], False
+
+    for i in changed:
+        inputs[i]._chunk  # noqa: B018  (a young one gets its chunk)
+    place.engine.admit(plan)
+    return bool(admitted)
 
 
 def in_place(rule: Ufunc) -> Any:

@@ -81,7 +81,7 @@ def _declare(
         elementwise=True,
         atomic=True,
         widen=False,
-        cost=4 + 4 * len(states),
+        cost=2 + 2 * len(states),
         samples=sample,
         nd=Rule(method=False, ignore=ignore, adapt=_changes(states, inputs)),
     )
@@ -115,7 +115,7 @@ def _mixed(formula: Formula, *states: str, infer: Any = _with_master, into_maste
         elementwise=True,
         atomic=True,
         widen=False,
-        cost=12 + 4 * len(states),
+        cost=6 + 2 * len(states),
         nd=None,
     )
     where = [op.inputs.index(name) for name in changed]

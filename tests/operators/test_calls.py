@@ -7,6 +7,7 @@ import pytest
 
 from vardag import autograd, nd
 from vardag.engine import ArgumentError, Engine
+from vardag.engine.testing import Gate
 from vardag.ndarray.buffer import Saved
 from vardag.operators import calls
 
@@ -135,3 +136,126 @@ def test_recorded_calls_share_the_hold_on_a_weight():
         w[:] = 1
         head.backward()
         assert w.grad.asnumpy().tolist() == [1] * 40_000
+
+
+# ---- updates in place ------------------------------------------------------------------------------------------------
+
+
+def weights(n=300, count=4):
+    rng = np.random.default_rng(7)
+    return [nd.array(rng.uniform(0.1, 1, n).astype("f")) for _ in range(count)]
+
+
+UPDATES = {
+    "sgd": lambda w, g, m, v: nd.sgd_update(w, g, lr=0.1, wd=0.01, out=w),
+    "momentum": lambda w, g, m, v: nd.sgd_mom_update(w, g, m, lr=0.1, momentum=0.9, out=w),
+    "adam": lambda w, g, m, v: nd.adam_update(w, g, m, v, lr=0.1, clip_gradient=0.3, out=w),
+}
+
+
+def bytes_of(arrays):
+    return [x.asnumpy().tobytes() for x in arrays]
+
+
+@pytest.fixture
+def updates(monkeypatch):
+    found, real = [], calls.update
+
+    def update(*arguments):
+        found.append(real(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(calls, "update", update)
+    return found
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("marked", [False, True])
+def test_updates_in_place_are_those_of_the_push_path(name, marked, updates):
+    with Engine(workers=1, inline=False):
+        arrays = weights()
+        for _ in range(3):
+            UPDATES[name](*arrays)
+        expected = bytes_of(arrays)
+    assert not any(updates)
+    with Engine(workers=1):
+        arrays = weights()
+        if marked:
+            arrays[0].attach_grad()
+        versions = [x._chunk.version for x in arrays]
+        for _ in range(3):
+            assert UPDATES[name](*arrays) is arrays[0]
+        assert bytes_of(arrays) == expected
+        assert arrays[0]._chunk.version == versions[0] + 3
+    assert updates[-3:] == [True] * 3
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_waits_for_pending_readers_and_writers(name, updates):
+    with Engine(workers=2) as engine:
+        w, g, m, v = weights()
+        before = w.asnumpy()
+        UPDATES[name](*weights())
+        gate, seen = Gate(), []
+        engine.push(lambda raw: (gate(), seen.append(raw.copy())), reads=[w])
+        gate.wait_entered()
+        UPDATES[name](w, g, m, v)
+        gate.open()
+        w.wait_to_read()
+        np.testing.assert_array_equal(seen[0], before)
+        assert not np.array_equal(w.asnumpy(), before)
+        slow = Gate()
+        engine.push(lambda raw: (slow(), raw.fill(0)), updates=[g])
+        slow.wait_entered()
+        UPDATES[name](w, g, m, v)
+        slow.open()
+        with Engine(workers=1, inline=False):
+            same = weights()
+            UPDATES[name](*same)
+            same[1][:] = 0
+            UPDATES[name](*same)
+            expected = bytes_of(same)
+        assert bytes_of([w, g, m, v]) == expected
+
+
+def test_an_update_of_a_weight_that_the_tape_keeps():
+    with Engine(workers=1):
+        w, g, _, _ = weights(40_000)
+        w.attach_grad()
+        value = w.asnumpy()
+        nd.sgd_update(*weights(40_000, 2), lr=0.1)
+        with autograd.record():
+            head = w * w
+        nd.sgd_update(w, g, lr=0.1, out=w)
+        head.backward()
+        np.testing.assert_array_equal(w.grad.asnumpy(), 2 * value)
+
+
+def test_an_update_of_views_copies_and_the_same_array_twice():
+    for inline in (False, True):
+        with Engine(workers=1, inline=inline):
+            w, g, m, v = weights(12)
+            nd.sgd_update(w, g, lr=0.5, out=w)
+            part = w[2:8]
+            nd.sgd_update(part, g[2:8], lr=0.5, out=part)
+            other = w.copy()
+            nd.sgd_update(w, g, lr=0.5, out=w)
+            nd.sgd_update(w, w, lr=0.5, out=w)
+            with pytest.raises(ArgumentError):
+                nd.sgd_mom_update(w, g, w, lr=0.5, out=w)
+            into = nd.zeros((12,))
+            nd.sgd_update(w, g, lr=0.5, out=into)
+            found = bytes_of([w, g, m, v, other, part, into])
+        if not inline:
+            expected = found
+    assert found == expected
+
+
+def test_learning_rates_that_change_are_not_learnt_for_ever():
+    with Engine(workers=1):
+        w, g = weights(8, 2)
+        before = w.asnumpy().astype("d")
+        for k in range(5 * calls.MOST):
+            nd.sgd_update(w, g, lr=k / 1e4, out=w)
+        total = sum(k / 1e4 for k in range(5 * calls.MOST))
+        np.testing.assert_allclose(w.asnumpy(), before - total * g.asnumpy(), rtol=1e-4)
