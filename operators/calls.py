@@ -90,7 +90,7 @@ class Calls:
                 key.append(x._meta)
             elif kind in PLAIN:
                 key += (kind, x)
-            elif kind in BY_TEXT:
+            elif kind in BY_TEXT and _is_plain(x):
                 key += (kind, repr(x))
             else:
                 return None
@@ -101,7 +101,7 @@ class Calls:
                 key += (name, x._meta)
             elif kind in PLAIN:
                 key += (name, kind, x)
-            elif kind in BY_TEXT:
+            elif kind in BY_TEXT and _is_plain(x):
                 key += (name, kind, repr(x))
             else:
                 return None
@@ -153,6 +153,11 @@ class Calls:
         constants = tuple([None if i >= 0 else x for i, x in zip(order, inputs, strict=True)])
         ready = prepare(op, metas, attributes, made, dtype, self._zero_d)
         return Remembered(ready, _in_place(op, metas, attributes, made, dtype), order, constants)
+
+
+def _is_plain(x: Any) -> bool:
+    """A number, or a tuple of such: not one of arrays, whose text would be waited for."""
+    return type(x) is float or all(type(v) in PLAIN or type(v) is float for v in x)
 
 
 def _in_place(op: Operator, metas: Metas, attributes: Attributes, made: Metas, dtype: Any) -> Any:

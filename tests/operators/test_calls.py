@@ -96,6 +96,18 @@ def test_two_places_and_bad_arguments_are_refused_as_ever():
                 nd.dot(y, some(3, 2))
 
 
+def test_a_tuple_of_arrays_is_not_waited_for():
+    with Engine(workers=1) as engine:
+        x, y = some(2, 2), some(2, 2)
+        for _ in range(2):
+            gate = Gate()
+            engine.push(lambda _: gate(), updates=[x])  # noqa: B023
+            gate.wait_entered()
+            z = nd.concat((x, y), dim=0)
+            gate.open()
+            assert z.shape == (4, 2)
+
+
 def test_what_a_handler_throws_into_learning_is_not_lost(monkeypatch):
     real, thrown = calls.prepare, []
 
