@@ -22,15 +22,16 @@ from .context import Context, as_context
 from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index
+from .interchange import Interchange
 from .line import DETACHED, READ_ONLY, Line, scope
 from .memory import SMALL, follow
-from .reading import Reading, describe
+from .reading import describe
 from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, literal_shape
 
 A = TypeVar("A", bound="Array")
 
 
-class Array(Reading):
+class Array(Interchange):
     """An asynchronous array: shape and dtype now, bytes when they are needed.
 
     Make one with `vardag.nd.array`, `zeros`, ... or with an operator.  Python's operators follow NumPy's rules.
