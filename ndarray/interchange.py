@@ -35,8 +35,8 @@ class Interchange(Reading):
     ) -> Any:
         """A DLPack capsule of the value as of this call; later writes don't show.
 
-        Read-only and without a copy for consumers of DLPack 1.0 and later; a copy for older ones, for negative strides
-        and with `copy`.
+        A copy, unless `copy` is False and the consumer knows DLPack 1.0: then the memory itself, marked as read-only.
+        Consumers are free to ignore that mark, and some do (PyTorch); what they write, no operation knows of.
         Sync: blocks until the value is there.   Raises: the error that poisoned the value; BufferError for another
         device, or if `copy` is false and a copy is needed; ArgumentError for a stream, which the host has not.
 
@@ -55,7 +55,7 @@ class Interchange(Reading):
             saved.buffer.engine.wait_op(writer, None)
             writer.raise_error()
         lent = saved.buffer.view(saved.shape, saved.strides, saved.offset).view(_Lent)
-        if copy or not versioned or any(step < 0 for step in lent.strides):
+        if copy is not False or not versioned or any(step < 0 for step in lent.strides):
             if copy is False:
                 raise BufferError(f"[__dlpack__] {describe(self)}: only as a copy, and copy is False")
             own: Any = np.array(lent, order="C", subok=False)
