@@ -26,10 +26,10 @@ from .regions import region_of
 from .tape import Leaf, Node
 from .walk import LARGE, ZERO, FunctionNode, Walk, _groups, _variadic
 
-NODES = 10_000  # of a graph that is worth a signature
+NODES = 4_000  # of a graph that is worth a signature
 MOST = 5e6  # units of work (about a millisecond) that a program may do at once
 EACH = 4e5  # per call, of one that does more while the caller would wait for it: less than what handing it over costs
-REMEMBERED = 256  # signatures
+REMEMBERED = 64  # signatures
 WORDS = frozenset((int, float, bool, str, tuple, type(None)))
 SEEN = object()  # once
 NONE = object()  # cannot be planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,15 @@ ROWS = {
 
 # What a whole long run has to reach, where that is more than the sum of what its tests ask for.
 LEAST = {"interrupts": 10_000, "inside": 3_000}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_lived_before_is_not_collected() -> Iterator[None]:
+    """Every injected MemoryError has the engine collect garbage, which takes the longer the more other tests left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
