@@ -29,6 +29,8 @@ from .ndarray import NDArray
 
 #: a compressed archive may become so many times larger, and a megabyte
 INFLATION = 16
+#: of the arrays in an archive: enough for 64 axes, and too short to keep Python's parser busy
+LONGEST_HEADER = 2048
 SAFE_TYPES = {
     "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I32": "int32", "I64": "int64", "U8": "uint8",
     "BOOL": "bool",
@@ -334,7 +336,10 @@ def _read_npy(entry: Any, size: int, outer: Source) -> RawArray:
     if version not in ((1, 0), (2, 0)):
         raise outer.fault(f"version {version} of NumPy's format, which only structures need")
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(entry)
+    try:
+        shape, fortran, dtype = header(entry, max_header_size=LONGEST_HEADER)
+    except MemoryError:  # Python's parser says so of expressions that are too deep
+        raise outer.fault("its header is no description of an array") from None
     if dtype.newbyteorder("=") not in KNOWN:
         raise outer.fault(f"has elements of type {clipped(dtype)}: one of {', '.join(NAMES)} expected")
     start = entry.tell()
