@@ -1,7 +1,7 @@
 """MXNet 1.x's own files: what the real MXNet 1.9.1 wrote is read and written again byte for byte; and it reads ours.
 
-The files in data/ were written by data/with_mxnet.py under MXNet 1.9.1, which also reads what is written here if MXNET_PYTHON
-names an interpreter that has it.
+The files in data/ were written by data/with_mxnet.py under MXNet 1.9.1, which also reads what is written here if
+MXNET_PYTHON names an interpreter that has it.
 """
 
 from __future__ import annotations
