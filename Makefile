@@ -49,7 +49,8 @@ bench: $(VENV)/.installed-test
 # of the rest.  Below 15 minutes on two cores with nothing beside it; the table of what was counted comes last
 # (tests/engine/conftest.py).
 STORM := 5
-LONG_TESTS := tests/autograd/test_random_programs.py tests/ndarray/test_memory.py tests/engine
+LONG_TESTS := tests/autograd/test_random_programs.py tests/ndarray/test_memory.py tests/ndarray/test_files_hostile.py \
+	tests/engine
 
 stress: $(VENV)/.installed-test
 	VARDAG_STRESS=$(STORM) $(RUN) -m pytest -q -m "stress or not stress" --timeout=900 -o faulthandler_timeout=900 $(LONG_TESTS)

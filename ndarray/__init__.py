@@ -13,12 +13,14 @@ from .. import engine as _engine
 from ..engine import ArgumentTypeError
 from . import random
 from ._late import nd_face as _nd_face
+from ._mxnet_format import FileFormatError
 from .array import Array
 from .buffer import counts as _counts
 from .context import Context, cpu, cpu_pinned, current_context, gpu
 from .device import kernel_state as _kernel_state
 from .device import num_gpus
 from .device import one_blas_thread as _one_blas_thread
+from .files import MissingPackageError, load, load_frombuffer, save
 from .indexing import ArrayIndexError
 from .line import pause_here as _pause_here
 from .memory import usage as _usage
@@ -30,6 +32,8 @@ __all__ = [
     "Array",
     "ArrayIndexError",
     "Context",
+    "FileFormatError",
+    "MissingPackageError",
     "NDArray",
     "Statistics",
     "array",
@@ -38,9 +42,12 @@ __all__ = [
     "current_context",
     "empty",
     "gpu",
+    "load",
+    "load_frombuffer",
     "memory_pool",
     "num_gpus",
     "random",
+    "save",
     "statistics",
     "waitall",
 ]

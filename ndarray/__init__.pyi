@@ -4,9 +4,11 @@ from typing import Any
 
 from ..engine import ArgumentTypeError as ArgumentTypeError
 from . import random as random
+from ._mxnet_format import FileFormatError as FileFormatError
 from .array import Array as Array
 from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, current_context as current_context, gpu as gpu
 from .device import num_gpus as num_gpus
+from .files import MissingPackageError as MissingPackageError, load as load, load_frombuffer as load_frombuffer, save as save
 from .indexing import ArrayIndexError as ArrayIndexError
 from .ndarray import NDArray as NDArray, array as array, empty as empty, waitall as waitall
 from .pool import memory_pool as memory_pool

@@ -58,7 +58,9 @@ def test_the_version_is_written_once() -> None:
 def test_the_dependencies_are_the_promised_ones() -> None:
     names = {requirement.split(">=")[0] for requirement in PROJECT["project"]["dependencies"]}
     assert names == {"numpy", "scipy", "threadpoolctl"}
-    assert set(PROJECT["project"]["optional-dependencies"]) == {"test", "examples", "dev", "cuda12x", "cuda13x"}
+    assert set(PROJECT["project"]["optional-dependencies"]) == {
+        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors")
+    }
 
 
 @pytest.mark.skipif(
