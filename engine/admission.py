@@ -305,7 +305,7 @@ class Admission(Joining):
         """`prepare` raised inside a push.  Nothing has happened yet.  Gives what `_inline` does, or `RAISE`."""
         if isinstance(e, MemoryError):
             return None
-        if not isinstance(e, Exception) or not fails_again(op, context):
+        if not isinstance(e, Exception) or not fails_again(op.fn, context):  # type: ignore[arg-type]
             return RAISE  # it came from outside (a signal handler): the operation is not admitted
         return self._fail_inline(op, planned, t, e)
 

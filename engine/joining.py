@@ -40,8 +40,20 @@ class Segment(Protocol):
 
     door: list[Any]
     awaited: tuple[Operation, ...]
+    brief: bool
+    """Is it short enough for a thread that waits, and all of it steps?"""
 
-    def __call__(self) -> None: ...
+    def __call__(self) -> None:
+        """Everything, on a worker."""
+        ...
+
+    def prepare(self) -> tuple[list[list[Step]], list[Step]]:
+        """Of a brief one: the pieces, which may be done side by side, and the steps after them.  May be repeated."""
+        ...
+
+    def blame(self, op: Operation) -> None:
+        """Steps have failed: name the member that did as the operation."""
+        ...
 
     def takes(self, other: Any) -> list[Step] | None:
         """Steps that add the member of another segment, the first of which asks the door; None: it does not fit."""
@@ -52,6 +64,12 @@ class Fusible(Operation):
     """An operation that others may join.  `fn` is a `Segment`."""
 
     __slots__ = ()
+
+
+def brief(op: Operation) -> bool:
+    """Is it a segment that a waiting thread may run?  T held: nobody completes it meanwhile."""
+    segment: Any = op.fn if type(op) is Fusible else None
+    return segment is not None and bool(segment.brief)
 
 
 class Joining(Tracker):
@@ -144,6 +162,15 @@ class Joining(Tracker):
         return True
 
     # ------------------------------------------------------------------------------------------------ dwelling
+    def _shut(self, op: Fusible) -> Segment:
+        """On the thread that runs `op`: nobody else joins."""
+        segment: Any = op.fn
+        if segment.door:
+            if here_and_now.worker is not None:
+                self.dwell(op)
+            segment.door.clear()
+        return segment  # type: ignore[no-any-return]
+
     def dwell(self, op: Operation) -> None:
         """On the worker that runs `op`, a fusible operation: wait for a moment, so that others may join."""
         bell: SimpleQueue[None] = SimpleQueue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -64,12 +64,12 @@ def strongest(reads: Access, writes: Access, updates: Access) -> tuple[Access, A
     return [v for v in r if v not in u], [v for v in w if v not in u], list(u)
 
 
-def fails_again(op: Operation, context: Context) -> bool:
-    """Does `prepare` raise a second time?  An exception that a signal handler threw into the first one does not
+def fails_again(prepare: Callable[[], object], context: Context) -> bool:
+    """Does it raise a second time?  An exception that a signal handler threw into the first one does not
     repeat.
     """
     try:
-        context.run(op.fn)  # type: ignore[arg-type]
+        context.run(prepare)
     except Exception:
         return True
     return False

@@ -19,6 +19,7 @@ may be short of processors rather than of the interpreter, and had better find s
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -26,12 +27,13 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .atomic import Step, commit
+from .atomic import Step, commit, renew
 from .operation import READY, Operation
 
 Entry = tuple[Any, int, Operation]
 Rank = Callable[[Operation], Any]
 HANDOVER, PAUSE = 0.002, 0.001  # seconds
+ASSISTANTS = 64
 AGE_EVERY = 64  # every so many picks of a lane the oldest ready operation is taken, whatever its priority
 
 
@@ -54,8 +56,8 @@ class Lane:
     """
 
     __slots__ = (
-        "aged", "asleep", "bell", "handed", "heap", "mixed", "name", "picks", "pusher", "started", "stopping",
-        "threads", "up", "workers",
+        "aged", "asleep", "assistants", "bell", "doors", "handed", "heap", "mixed", "name", "picks", "pusher",
+        "started", "stopping", "threads", "up", "workers",
     )  # fmt: skip
 
     def __init__(self, name: str, workers: int) -> None:
@@ -73,6 +75,9 @@ class Lane:
         # the first one then sleeps for `HANDOVER`.
         self.pusher: SimpleQueue[None] | None = None
         self.handed = 0.0  # when one did so last
+        # What a worker with nothing to run may take part in (shared.py); the oldest are dropped.
+        self.assistants: deque[Callable[[], None]] = deque(maxlen=ASSISTANTS)
+        self.doors: dict[Any, None] = {}  # those that a parent will take: a child without the worker opens them
         self.started = False
         self.stopping = False
         # A token says that its threads have been started.  Not an Event: a finalizer that pushes, run by a collection
@@ -108,6 +113,9 @@ class Lane:
         """Empty, without threads: in a forked child."""
         self.heap, self.bell, self.threads, self.asleep = [], SimpleQueue(), [], set()
         self.pusher = None
+        self.assistants.clear()
+        for door in tuple(self.doors):
+            renew(door)
         self.aged, self.mixed, self.picks = None, False, 0
         self.started = self.stopping = False
         self.up.put(None)  # should this very thread have forked while it waits there

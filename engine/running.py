@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from _thread import allocate_lock, get_ident
 from collections import deque
+from contextlib import suppress
 from heapq import heappop
 from itertools import repeat, starmap
 from queue import SimpleQueue
@@ -22,9 +23,11 @@ from typing import Any
 
 from .atomic import Step, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
+from .joining import Fusible
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .outcome import RAISE, fails_again
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
+from .shared import Shared
 from .unseen import Unseen
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
@@ -81,6 +84,8 @@ class Runner(Unseen):
                 bell.get()
                 lane.asleep.discard(get_ident())
                 empty(bell)
+                if lane.assistants:  # before the look at the heap: the interpreter is wanted
+                    self._assist(lane)
                 continue
             fate = self._execute(job)
             if self._serial:
@@ -90,6 +95,12 @@ class Runner(Unseen):
             if fate is None:
                 mine[0] = None
             del job
+
+    def _assist(self, lane: Lane) -> None:
+        """Take part in what other threads run."""
+        with suppress(IndexError):  # there is no more of it
+            while True:
+                lane.assistants.popleft()()
 
     def _turn(self, lane: Lane, busy: Any, mine: list[Job | None], fate: Fate | None) -> bool:
         """T held.  Complete the old job, if any, and claim the lane's best: one commit.  False: plan again."""
@@ -329,13 +340,42 @@ class Runner(Unseen):
             stack.append(op)
             if claim[0] is not token:
                 return True
-            op.mark = 1
-            self.kernel_context.copy().run(fn)
-            op.mark = 2
+            if type(op) is Fusible and self._shut(op).brief and not self._serial:
+                self._call_shared(op, claim, token)
+            else:
+                op.mark = 1
+                self.kernel_context.copy().run(fn)
+                op.mark = 2
         else:
             self._call_async(op, claim, token, stack)
             return True
         return False
+
+    def _call_shared(self, op: Operation, claim: list[Any], token: object) -> None:
+        """A brief segment, in one C call, together with workers that have nothing to run."""
+        segment: Any = op.fn
+        context = self.kernel_context.copy()
+        try:
+            pieces, after = context.run(segment.prepare)  # may be repeated
+        except BaseException:
+            segment.blame(op)
+            raise
+        shared = Shared(op, pieces, op.lane, context)
+        steps = (
+            (index, claim, token),
+            (setattr, op, "mark", 1),
+            *(*shared.begin, *shared.end, shared.check(len(pieces))) * bool(pieces),
+            *after,
+            (setattr, op, "mark", 2),
+        )
+        try:
+            context.run(deque, starmap(call, steps), 0)
+        except BaseException as e:
+            deque(starmap(call, shared.end), 0)
+            if op.mark == 1:
+                segment.blame(op)
+                raise shared.error(op, e) from None
+            raise
 
     def _own_fate(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> Any:
         """The function raised `e`, or `e` came from outside.  A fate, None (nothing to complete) or `RAISE`."""
@@ -351,7 +391,9 @@ class Runner(Unseen):
                 return RAISE
             if isinstance(e, MemoryError):
                 return Fate(Root(op, e))
-            if op.mark == 0 and (op.kind is not ATOMIC or not fails_again(op, self.kernel_context.copy())):
+            prepare: Any = op.fn.prepare if type(op) is Fusible else op.fn  # type: ignore[union-attr]
+            again = op.kind is ATOMIC or type(op) is Fusible
+            if op.mark == 0 and not (again and fails_again(prepare, self.kernel_context.copy())):
                 return RAISE
         return Fate(Root(op, e))
 

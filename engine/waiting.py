@@ -4,8 +4,8 @@ Owns every way of blocking on an operation.  Guarantees:
 
 - a wait binds to an *operation* at the call, so later pushes, renames and healing writes change neither what it waits
   for nor what it raises;
-- a thread that is not a worker runs only ready atomic kernels that its wait needs; a worker inside an operation runs
-  anything that its wait needs, and when half its stack is used it starts a spare worker instead;
+- a thread that is not a worker runs only ready atomic kernels and brief segments that its wait needs; a worker inside
+  an operation runs anything that its wait needs, and when half its stack is used it starts a spare worker instead;
 - a wait that needs the operation it is made in raises `DeadlockError` at once (only waits on the thread that runs the
   operation can be seen so; others end by ``timeout``);
 - Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.  Nor does an operation stay without a runner for
@@ -30,6 +30,7 @@ from . import lifecycle
 from .atomic import commit, locked
 from .claims import deep, here_and_now, in_wait
 from .errors import ArgumentError, ArgumentTypeError, DeadlockError, EngineTimeout
+from .joining import brief
 from .operation import DONE, NEW, OK, READY, RUNNING, Kind, Operation
 from .site import describe, here
 from .variable import Variable
@@ -314,9 +315,10 @@ class Waiting(Workers):
                 break
             if state is READY:
                 # The heap may be empty: a handler in this very section may push, and give T away for that.
-                if worker or (o.kind is ATOMIC and (not o.nbytes or any(top[2] is o for top in o.lane.heap[:1]))):
+                here_too = o.kind is ATOMIC or brief(o)
+                if worker or (here_too and (not o.nbytes or any(top[2] is o for top in o.lane.heap[:1]))):
                     return o, running
-                if o.kind is ATOMIC and (oldest is None or o.seq < oldest.seq):
+                if here_too and (oldest is None or o.seq < oldest.seq):
                     oldest = o
             elif state is RUNNING:
                 if self._orphan(o):

@@ -19,6 +19,7 @@ in a tile it stands (but for the sign of a NaN, which nobody promises).
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,13 +35,15 @@ from ..engine.parallel import parallel
 from ..engine.site import here
 from ..ndarray.buffer import Buffer
 from ..ndarray.device import RawArray
+from ..ndarray.pool import memory_pool
 from ..ndarray.shape import Shape
-from .launch import Launch, do
+from .launch import HELPED, Launch, do
 from .schema import Operator, Step, call_into
 from .stages import Consumed, Extremes, Lines
 
 FUSE = 1 << 17  # elements from which an elementwise operator may be a member
 SMALL_TILE, TILE, MANY = 1 << 16, 1 << 17, 1 << 22  # elements of a tile; the larger ones from MANY elements on
+PIECE = 1 << 18  # elements of a brief segment's pieces; it has at most MANY
 
 FLAT, ROW, COLUMN, SINGLE, VALUE, CONSTANT = range(6)
 Operand = tuple[int, Any, int]  # (FLAT, ROW, COLUMN or SINGLE, buffer, offset), (VALUE, member, 0), (CONSTANT, it, 0)
@@ -51,8 +54,8 @@ class Member:
     """One operator of a segment.  `out` refers to the buffer weakly: only arrays keep it alive, and values."""
 
     __slots__ = (
-        "attributes", "columns", "consumed", "dtype", "op", "operands", "out", "site", "size", "unit", "variable",
-        "words",
+        "attributes", "columns", "consumed", "dtype", "op", "operands", "out", "site", "size", "steps", "unit",
+        "variable", "words", "work",
     )  # fmt: skip
 
     def __init__(self, launch: Launch, buffer: Buffer, words: Callable[[], str], size: int) -> None:
@@ -66,6 +69,13 @@ class Member:
         self.unit = 1  # elements: tiles begin at multiples of it
         self.consumed: Consumed | None = None  # of a reduction
         self.site: Any = None  # of the first member the operation has it
+        #: is its kernel steps, and has the program of one nothing else to do?
+        self.steps = self.op.atomic or self.op.ufunc is not None
+        self.work = size * (0.3 if callable(self.op.cost) else self.op.cost)
+
+    def blame(self, op: Operation) -> None:
+        """The operation that failed is this member's: name, operands and line."""
+        op.name, op.operands, op.site = self.op.name, self.words, self.site or op.site
 
 
 def member(launch: Launch, words: Callable[[], str]) -> Member | None:
@@ -147,7 +157,7 @@ def _operand(new: Member, o: Any, shape: Shape) -> Operand | None:
 class Segment:
     """The function of a fusible operation: see engine/joining.py for `door` and `awaited`."""
 
-    __slots__ = ("awaited", "columns", "door", "made", "members", "unit")
+    __slots__ = ("at", "awaited", "brief", "columns", "door", "made", "members", "unit", "work")
 
     def __init__(self, first: Member) -> None:
         self.members: list[Member] = [first]
@@ -156,6 +166,10 @@ class Segment:
         #: of which member a variable's value is
         self.made: dict[Any, int] = {first.variable: 0}
         self.columns, self.unit = first.columns, first.unit
+        self.work = first.work
+        self.brief = first.steps and first.size <= MANY
+        #: of a brief one that runs: the number of a piece, and the member whose steps it has come to
+        self.at: dict[int, int] = {}
 
     # ---- under P ---------------------------------------------------------------------------------------------------
 
@@ -194,16 +208,24 @@ class Segment:
             (made.__setitem__, new.variable, len(members)),
             (setattr, self, "columns", self.columns or new.columns),
             (setattr, self, "unit", unit),
+            (setattr, self, "work", self.work + new.work),
+            (setattr, self, "brief", self.brief and new.steps and self.work + new.work <= HELPED),
         ]
 
-    # ---- on a worker -----------------------------------------------------------------------------------------------
+    # ---- when it runs ----------------------------------------------------------------------------------------------
 
     def __call__(self) -> None:
-        if self.door:
-            op = here_and_now.stack[-1]
-            op.engine.dwell(op)
-            self.door.clear()
         Program(self.members, self.columns, self.unit).run()
+
+    def prepare(self) -> tuple[list[list[Step]], list[Step]]:
+        """Of a brief one: the pieces, and the steps after them."""
+        self.at = {}
+        return Program(self.members, self.columns, self.unit).pieces(self.at)
+
+    def blame(self, op: Operation) -> None:
+        """The operation that has failed is that of the member which its first piece that was not done has come to."""
+        if self.at:
+            self.members[self.at[min(self.at)]].blame(op)
 
 
 class Program:
@@ -256,7 +278,7 @@ class Program:
                     if slot not in idle:
                         idle.append(slot)
         step = SMALL_TILE if self.size < MANY else TILE
-        self.tile = max(1, step // unit) * unit
+        self.tile, self.unit = max(1, step // unit) * unit, unit
         self.idle: deque[list[RawArray]] = deque()  # scratch memory that no tile uses now
         self.failed: list[tuple[int, int]] = []
 
@@ -273,70 +295,85 @@ class Program:
         return kind, value.view((1,), None, offset) if kind is SINGLE else value
 
     def run(self) -> None:
+        """Everything, a tile at a time."""
         try:
             parallel(self._tile, range(0, self.size, self.tile) if self.steps else ())
             for i, consumer, out in self.ends:
                 self._end(i, consumer, out)
         except BaseException:
             if self.failed:
-                self._blame(self.members[min(self.failed)[1]])
-            raise
-
-    def _consume(self, i: int, consumer: Lines | Extremes, part: RawArray, low: int) -> None:
-        try:
-            do(consumer.part(part, low))
-        except BaseException:
-            self.failed.append((low, i))
+                self.members[min(self.failed)[1]].blame(here_and_now.stack[-1])
             raise
 
     def _end(self, i: int, consumer: Lines | Extremes, out: RawArray) -> None:
-        last = self.members[i].consumed
-        assert last is not None, "a reduction"
         try:
-            do([*consumer.end(out), *last.after(out)])
+            do(self._last(i, consumer, out))
         except BaseException:
             self.failed.append((self.size, i))
             raise
 
-    def _blame(self, m: Member) -> None:
-        """The operation that failed is this member's: name, operands and line."""
-        op = here_and_now.stack[-1]
-        op.name, op.operands, op.site = m.op.name, m.words, m.site or op.site
-
     def _tile(self, low: int) -> None:
         high = min(low + self.tile, self.size)
-        n = high - low
         try:
             scratch = self.idle.popleft()
         except IndexError:
             scratch = [np.empty(self.tile, dtype) for dtype in self.scratch]
-        columns, members = self.columns, self.members
-        for i, operands, (where, target) in self.steps:
-            m = members[i]
-            op = m.op
-            arrays = [_part(kind, value, low, high, columns, scratch) for kind, value in operands]
-            if where is REDUCTION:
-                self._consume(i, target, arrays[0], low)
-                continue
-            out = target[low:high] if where is FLAT else scratch[target][:n]
-            if m.columns:
-                arrays = [
-                    a.reshape(-1, columns) if kind in (FLAT, VALUE) else a
-                    for (kind, _), a in zip(operands, arrays, strict=True)
-                ]
-                out = out.reshape(-1, columns)
+        for i, operands, result in self.steps:
             try:
-                if op.ufunc is not None:
-                    function, *arguments = call_into(op.ufunc, *arrays, out=out)
-                    function(*arguments)
-                else:
-                    steps = op.kernel(np, *arrays, **m.attributes, **{op.outputs[0]: out})
-                    for function, *arguments in steps if op.atomic else ():
-                        function(*arguments)
+                do(self._calls(i, operands, result, low, high, scratch))
             except BaseException:
                 self.failed.append((low, i))
                 raise
         self.idle.append(scratch)
+
+    def pieces(self, at: dict[int, int]) -> tuple[list[list[Step]], list[Step]]:
+        """All steps in an even number of pieces, and those after them.  `at`: which member of a piece is at work."""
+        found: list[list[Step]] = []
+        count = 2 * max(2, -(-self.size // (2 * PIECE)))
+        length = -(-self.size // (count * self.unit)) * self.unit
+        lows = range(0, self.size, length) if self.steps else ()
+        for piece, low in enumerate(lows):
+            high = min(low + length, self.size)
+            scratch = [memory_pool.take((high - low,), dtype) for dtype in self.scratch]
+            steps: list[Step] = []
+            for i, operands, result in self.steps:
+                at[piece] = i
+                steps.append((operator.setitem, at, piece, i))
+                steps += self._calls(i, operands, result, low, high, scratch)
+            found.append([*steps, (operator.delitem, at, piece)])
+        at.clear()
+        after: list[Step] = []
+        for i, consumer, out in self.ends:
+            at[len(found)] = i
+            after += ((operator.setitem, at, len(found), i), *self._last(i, consumer, out))
+        at.clear()
+        return found, after
+
+    def _calls(
+        self, i: int, operands: Sequence[tuple[int, Any]], result: tuple[int, Any], low: int, high: int, scratch: Any
+    ) -> Sequence[Step]:
+        """The C calls of a member for some elements; if its kernel is not steps, they are done by now."""
+        m, columns, (where, target) = self.members[i], self.columns, result
+        arrays = [_part(kind, value, low, high, columns, scratch) for kind, value in operands]
+        if where is REDUCTION:
+            return target.part(arrays[0], low)  # type: ignore[no-any-return]
+        out = target[low:high] if where is FLAT else scratch[target][: high - low]
+        if m.columns:
+            arrays = [
+                a.reshape(-1, columns) if kind in (FLAT, VALUE) else a
+                for (kind, _), a in zip(operands, arrays, strict=True)
+            ]
+            out = out.reshape(-1, columns)
+        if m.op.ufunc is not None:
+            return (call_into(m.op.ufunc, *arrays, out=out),)
+        steps = m.op.kernel(np, *arrays, **m.attributes, **{m.op.outputs[0]: out})
+        return steps if m.op.atomic else ()
+
+    def _last(self, i: int, consumer: Lines | Extremes, out: RawArray) -> list[Step]:
+        """The C calls that make a reduction's result of what the tiles gave."""
+        consumed = self.members[i].consumed
+        assert consumed is not None, "a reduction"
+        return [*consumer.end(out), *consumed.after(out)]
 
 
 def _part(kind: int, value: Any, low: int, high: int, columns: int, scratch: Sequence[RawArray]) -> Any:

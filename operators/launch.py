@@ -21,6 +21,7 @@ View = tuple[Buffer, Shape, Strides, int]
 
 SPLIT = 1 << 19  # elements of the result from which an elementwise operator is done in tiles
 TILE = 1 << 17  # elements
+HELPED = 5e7  # units of work (about 10 ms) that a waiting user thread may run
 WORTH = 1 << 22  # units of work from which it is done by several workers rather than by the thread that waits
 
 

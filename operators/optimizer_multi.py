@@ -32,11 +32,11 @@ from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .faces import nd_face
-from .launch import Launch, do
+from .launch import HELPED, Launch, do
 from .optimizer import sgd_mom_update, sgd_update
 from .optimizer_tiles import PART, Calls, Formula, note, note_mixed, parts
 from .products import FOR_WORKERS
-from .push import HELPED, _identical, _overlap, _Push, _where
+from .push import _identical, _overlap, _Push, _where
 from .schema import Attributes, Metas, Operator, Step, size_of
 
 Use = tuple[int, Any, bool]

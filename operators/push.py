@@ -30,13 +30,11 @@ from ..ndarray.random import take
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .fusion import FUSE, fusible
-from .launch import WORTH, Launch
+from .launch import HELPED, WORTH, Launch
 from .schema import Attributes, Meta, Operator, size_of
 from .tiny import INLINE, at_once, prepare
 
 Input = Array | np.generic | RawArray | None
-
-HELPED = 5e7  # units of work (about 10 ms) that a waiting user thread may run
 
 
 def refusal(op: Operator, inputs: Sequence[Input], error: Exception) -> Error:

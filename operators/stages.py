@@ -192,9 +192,12 @@ class Extremes:
 
     def end(self, out: Any) -> list[Step]:
         """As that of `Lines`."""
-        found = np.concatenate([self.found[low] for low in sorted(self.found)])
-        last: Step = (np.copyto, out, found) if self.rows > 1 else (self.ufunc.reduce, found, 0, None, out.reshape(()))
-        return [last, *_zeros(self.ufunc, out)]
+        parts = [self.found[low] for low in sorted(self.found)]
+        if self.rows > 1:
+            return [(np.concatenate, parts, 0, out), *_zeros(self.ufunc, out)]
+        found = np.empty(len(parts), out.dtype)
+        last: Step = (self.ufunc.reduce, found, 0, None, out.reshape(()))
+        return [(np.concatenate, parts, 0, found), last, *_zeros(self.ufunc, out)]
 
 
 class Consumed(NamedTuple):

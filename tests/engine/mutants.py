@@ -116,9 +116,17 @@ MUTANTS = {
         "repair.py", "        steps += ((SimpleQueue.put, q, None) for q in op.watch)\n", "",
         "test_attacks.py::test_a_worker_hears_that_a_claimed_kernel_is_free_again"),
     "helping-bound": one(
-        "a thread that is no worker runs atomic kernels only",
-        "waiting.py", "if worker or (o.kind is ATOMIC and", "if worker or (o.kind and",
+        "a thread that is no worker runs atomic kernels and brief segments only",
+        "waiting.py", "here_too = o.kind is ATOMIC or brief(o)", "here_too = True",
         "test_waits.py::test_a_waiting_user_thread_helps_with_needed_kernels_only"),
+    "doors": one(
+        "an operation that is shared ends when those have left who take part in it",
+        "shared.py", "[(a.door.acquire,), (dict.pop", "[(dict.pop",
+        "test_shared.py::test_nothing_is_written_after_the_end"),
+    "pieces": one(
+        "it fails if a piece is missing",
+        "shared.py", "(operator.getitem, self.done, count - 1)", "(operator.getitem, self.begin, 0)",
+        "test_shared.py::test_a_step_that_fails_on_an_assistant"),
     "deadlock-search": one(
         "a wait looks for itself among what it needs",
         "waiting.py", "cycle = needs(target, set(here_and_now.stack))", "cycle = None",
