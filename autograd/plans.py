@@ -10,6 +10,7 @@ not hold, or the program fails, nothing has happened and the walk goes its way. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from ..ndarray.array import Array
 from ..ndarray.buffer import Kept, Saved
 from ..ndarray.device import HOST
+from ..operators.calls import plain
 from ..operators.fusion import FUSE
 from ..operators.schema import size_of
 from ..operators.texts import HALF, arguments, finished
@@ -30,7 +32,6 @@ NODES = 4_000  # of a graph that is worth a signature
 MOST = 5e6  # units of work (about a millisecond) that a program may do at once
 EACH = 4e5  # per call, of one that does more while the caller would wait for it: less than what handing it over costs
 REMEMBERED = 64  # signatures
-WORDS = frozenset((int, float, bool, str, tuple, type(None)))
 SEEN = object()  # once
 NONE = object()  # cannot be planned
 
@@ -70,14 +71,12 @@ def _planned(walk: Walk, head_grads: Sequence[Any], wanted: Callable[[Any], bool
     key = _signature(walk, head_grads, results)
     if key is None:
         return False
-    try:
-        plan = _plans.get(key)
-    except TypeError:  # an attribute is an array
-        return False
+    plan = _plans.get(key)
     if plan is None or plan is NONE:
         if plan is None:
-            while len(_plans) >= REMEMBERED:
-                _plans.pop(next(iter(_plans)), None)
+            if len(_plans) >= REMEMBERED:
+                with suppress(RuntimeError, StopIteration):  # another thread forgets one, or has learned one
+                    _plans.pop(next(iter(_plans)), None)
             _plans[key] = SEEN
         return False
     if plan is SEEN:
@@ -94,7 +93,10 @@ def _signature(walk: Walk, head_grads: Sequence[Any], results: Iterable[int]) ->
     for node in walk.nodes:
         positions[node] = len(positions)
         if type(node) is Node:
-            found.append(_form(node))
+            form = _form(node)
+            if form is None:
+                return None
+            found.append(form)
             for edge in walk.edges[node]:
                 found.append(-1 if edge is None else positions[edge[0]] << 16 | edge[1])
         elif type(node) is Leaf:
@@ -106,17 +108,28 @@ def _signature(walk: Walk, head_grads: Sequence[Any], results: Iterable[int]) ->
         if g._place is not place:
             return None
         found += (positions[node], index, g._meta)
-    return place, tuple(results), *found
+    return tuple(results), *found
 
 
 def _form(node: Node) -> Any:
-    """What a node is, without its values.  The seed of a random operator is one: no text names it."""
+    """What a node is, without its values; None for an attribute that is no plain value.
+
+    The seed of a random operator is a value: no text names it.
+    """
     attributes = node.attributes
     if not attributes:
         return node.op, node.metas, node.made
-    # As text, for 1, 1.0 and True are equal, and so are the zeros.
-    words = [f"{name}={v!r}" if type(v) in WORDS else v for name, v in attributes.items() if name != "seed"]
-    return node.op, node.metas, node.made, *words
+    words: list[Any] = [node.op, node.metas, node.made]
+    for name, v in attributes.items():
+        if name == "seed":
+            continue
+        if plain(v):
+            words.append(f"{name}={v!r}")  # as text, for 1, 1.0 and True are equal, and so are the zeros
+        elif isinstance(v, np.dtype):
+            words.append(v)
+        else:
+            return None
+    return tuple(words)
 
 
 def _run(plan: Plan, walk: Walk, head_grads: Sequence[Any], place: Any) -> bool:

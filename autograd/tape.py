@@ -224,7 +224,7 @@ class Recorder:
         edges = tuple(found)
         if previous is not None and all(a is b for a, b in zip(previous.edges, edges, strict=True)):
             return previous
-        metas = tuple([x._meta if isinstance(x, Array) else None for x in inputs])
+        metas = tuple([x._meta if isinstance(x, Array) else None if x is None else (x.shape, x.dtype) for x in inputs])
         return Node(op, attributes, edges, metas, made)
 
     def _check(self, op: Operator, inputs: Sequence[Any], targets: Sequence[Array], tracked: bool) -> None:

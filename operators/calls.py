@@ -8,6 +8,7 @@ is unusual about a call (`out`, host arrays, arrays of two places, ...) is left 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class Calls:
                 key.append(x._meta)
             elif kind in PLAIN:
                 key += (kind, x)
-            elif kind in BY_TEXT and _is_plain(x):
+            elif kind in BY_TEXT and plain(x):
                 key += (kind, repr(x))
             else:
                 return None
@@ -101,7 +102,7 @@ class Calls:
                 key += (name, x._meta)
             elif kind in PLAIN:
                 key += (name, kind, x)
-            elif kind in BY_TEXT and _is_plain(x):
+            elif kind in BY_TEXT and plain(x):
                 key += (name, kind, repr(x))
             else:
                 return None
@@ -155,9 +156,12 @@ class Calls:
         return Remembered(ready, _in_place(op, metas, attributes, made, dtype), order, constants)
 
 
-def _is_plain(x: Any) -> bool:
-    """A number, or a tuple of such: not one of arrays, whose text would be waited for."""
-    return type(x) is float or all(type(v) in PLAIN or type(v) is float for v in x)
+def plain(x: Any) -> bool:
+    """A value that is known by its type and its text: not a NaN, whose sign is not in that, nor a tuple of arrays."""
+    kind = type(x)
+    if kind is float:
+        return not math.isnan(x)
+    return kind in PLAIN or (kind is tuple and all(plain(v) for v in x))
 
 
 def _in_place(op: Operator, metas: Metas, attributes: Attributes, made: Metas, dtype: Any) -> Any:

@@ -9,6 +9,7 @@ kernel runs under it too: so they still hold when it writes.                    
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..engine import DONE, OK, Kind, Operation
@@ -47,9 +48,6 @@ def update(op: Operator, attributes: Attributes, inputs: Sequence[Any], out: Arr
             if not isinstance(x, Array):
                 raws.append(x)
                 continue
-            if i not in changed and x._raw is not None:
-                raws.append(x._raw)
-                continue
             seen = settled(x)
             if seen is None or seen[2] is None or x._chunk in chunks:
                 return NOTHING
@@ -75,8 +73,9 @@ def update(op: Operator, attributes: Attributes, inputs: Sequence[Any], out: Arr
         admitted.append(Operation(ATOMIC, kernel, op.name, cheap=True, operands=lambda: operands(op, inputs)))
         return admitted[0], reads, (), updates, steps, [], False
 
-    for i in changed:
-        inputs[i]._chunk  # noqa: B018  (a young one gets its chunk)
+    for x in inputs:
+        if isinstance(x, Array) and x._raw is not None:
+            x._grow()  # should memory run out it is queued, and ordered by variables
     place.engine.admit(plan)
     return bool(admitted)
 
@@ -126,7 +125,8 @@ def in_place(rule: Ufunc) -> Any:
                 return NOTHING
             step = (ufunc, raw, other, raw)
             words = lambda: operands(op, (x, y if type(y) is cls else raw.dtype.type(y)))  # noqa: E731
-            admitted.append(Operation(ATOMIC, lambda: (step,), op.name, cheap=True, operands=words))
+            # Preparing takes no memory, so it is not queued: nothing orders it after a young `y`.
+            admitted.append(Operation(ATOMIC, partial(tuple, (step,)), op.name, cheap=True, operands=words))
             version = (setattr, chunk, "version", chunk.version + 1)
             return admitted[0], reads, (), (v,), [version], [], False
 

@@ -135,7 +135,7 @@ def pair(rule: Ufunc) -> Any:
         a, b = first[0], second[0]
         array, raw = (x, a) if type(x) is cls else (y, b)
         place, dtype = array._place, raw.dtype
-        if type(a) is not type(b):
+        if type(x) is not type(y):  # a number; a host array is copied by the general path
             usual = number(b if raw is a else a, dtype)
         else:
             usual = a.dtype is b.dtype and a.shape == b.shape and y._place is place

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..engine import ArgumentError, InternalError
+from ..engine import ArgumentError, ArgumentTypeError, InternalError
 from ..ndarray.dtype import DType
 from ..ndarray.shape import Shape
 
@@ -168,6 +168,7 @@ class Operator:
         filled = {*self.outputs, *self.saves}
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled]
         self.attributes = {p.name: p.default for p in keywords if p.name != "seed"}
+        self.numbers = frozenset(p.name for p in keywords if p.annotation in ("float", "float | None"))
         self.required = tuple(n for n, default in self.attributes.items() if default is inspect.Parameter.empty)
         for name in (*self.updates, *self.indices):
             if name not in self.inputs:
@@ -244,8 +245,8 @@ class Operator:
 
         Raises
         ------
-        ArgumentError
-            For an unknown or a missing attribute.
+        ArgumentError, ArgumentTypeError
+            For an unknown or a missing attribute; for one that is to be a number and is not.
         """
         if not attributes and not self.required:
             return dict(self.attributes) if self.attributes else attributes
@@ -256,7 +257,11 @@ class Operator:
         for name in self.required:
             if name not in attributes:
                 raise ArgumentError(f"[{self.name}] argument {name!r} is missing")
-        return {**self.attributes, **{name: _plain(value) for name, value in attributes.items()}}
+        plain = {name: _plain(value) for name, value in attributes.items()}
+        for name in self.numbers.intersection(plain):
+            if not isinstance(plain[name], int | float | None):
+                raise ArgumentTypeError(f"[{self.name}] {name}: a number expected, not {type(plain[name]).__name__}")
+        return {**self.attributes, **plain}
 
     def __repr__(self) -> str:
         return f"<operator {self.name}>"

@@ -183,6 +183,8 @@ def at_once(
     node = None
     if recorder is not None:
         node = recorder.node(None, op, inputs, attributes, made, ())
+        if node is not None and _stores_another(call, node):
+            return None
 
     def kernel() -> list[Any]:
         filled = [None if m is None else place.device.empty(*m) for m in made]
@@ -202,9 +204,7 @@ def at_once(
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, i))
             name = op.outputs[i]
-            if stored is not raw and name in node.names:
-                node.saved[name] = Kept(raw, i, place)
-            elif name in node.names and name not in node.saved:
+            if name in node.names and name not in node.saved:
                 # Nobody else knows it yet: the hold needs no lock.
                 chunk = new._chunk
                 node.saved[name] = saved = Saved(chunk, chunk.buffer, raw.shape, None, 0, i)
@@ -212,6 +212,15 @@ def at_once(
         results.append(new)
     place.engine.ran_at_once += 1
     return tuple(results)
+
+
+def _stores_another(call: Ready, node: Any) -> bool:
+    """Is a value that the gradients use stored in another dtype than the kernel gives?  They use what is stored."""
+    dtype, outputs = call.dtype, len(call.op.outputs)
+    if dtype is None:
+        return False
+    made = [call.made[i] for i, _ in node.retention.outputs if i < outputs]
+    return any(meta is not None and meta[1] != dtype for meta in made)
 
 
 def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place) -> None:

@@ -239,3 +239,44 @@ def test_texts_that_look_at_values_are_not_traced():
     for look in (float, list, np.asarray, np.sum, lambda x: np.add(x, 1), lambda x: 1 if x else 2):
         with pytest.raises((TypeError, tracing.Untraceable)):
             look(x)
+
+
+def test_an_attribute_of_a_type_of_its_own_is_not_planned(ran):
+    class Odd(int):
+        def __eq__(self, other):
+            return True
+
+        def __hash__(self):
+            return 1
+
+    x = nd.array([-3, -1, 1, 3])
+    x.attach_grad()
+    for low, expected in ((0, [0, 0, 1, 1]), (2, [0, 0, 0, 1])):
+        for _ in range(3):
+            with autograd.record():
+                y = nd.clip(x, Odd(low), 10)
+            y.backward()
+            assert x.grad.asnumpy().tolist() == expected
+
+
+def test_plans_keep_no_engine(ran):
+    def use():
+        with Engine(workers=1) as engine:
+            from vardag.engine.lifecycle import set_default
+
+            old = set_default(engine)
+            try:
+                x = nd.ones(3)
+                x.attach_grad()
+                for _ in range(4):
+                    with autograd.record():
+                        y = x * x
+                    y.backward()
+            finally:
+                set_default(old)
+            return weakref.ref(engine)
+
+    engines = [use() for _ in range(3)]
+    gc.collect()
+    assert len(plans._plans) == 1  # and one plan serves all
+    assert sum(ref() is not None for ref in engines) <= 1  # the last may be in a frame of a thread that ends

@@ -271,3 +271,51 @@ def test_learning_rates_that_change_are_not_learnt_for_ever():
             nd.sgd_update(w, g, lr=k / 1e4, out=w)
         total = sum(k / 1e4 for k in range(5 * calls.MOST))
         np.testing.assert_allclose(w.asnumpy(), before - total * g.asnumpy(), rtol=1e-4)
+
+
+def test_the_sign_of_a_nan_is_not_remembered():
+    x = some(2)
+    signs = [np.signbit(nd.broadcast_maximum(x, value).asnumpy()).tolist() for value in (float("nan"), -float("nan"))]
+    with Engine(workers=1, inline=False):
+        queued = [np.signbit(np.maximum(x.asnumpy(), np.float32(v))).tolist() for v in (float("nan"), -float("nan"))]
+    assert signs == queued
+
+
+def test_an_update_that_is_queued_after_all_is_ordered(monkeypatch):
+    """Memory runs out while it is prepared: then it is an operation like any other."""
+    from vardag.operators import optimizer_tiles
+
+    class Host:
+        def __init__(self, real):
+            self.real, self.failed = real, False
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def empty(self, *arguments):
+            if not self.failed:
+                self.failed = True
+                raise MemoryError
+            return self.real.empty(*arguments)
+
+    with Engine(workers=1) as engine:
+        from vardag.engine.lifecycle import set_default
+
+        old = set_default(engine)
+        try:
+            for _ in range(3):
+                w, g = nd.ones(8), nd.ones(8)
+                nd.sgd_update(w, g, lr=1.0, wd=0.1, out=w)
+            gate = Gate()
+            engine.push(gate)
+            gate.wait_entered()
+            host = Host(optimizer_tiles.HOST)
+            monkeypatch.setattr(optimizer_tiles, "HOST", host)
+            w, g = nd.ones(8), nd.ones(8)
+            nd.sgd_update(w, g, lr=1.0, wd=0.1, out=w)
+            g[:] = 1000
+            gate.open()
+            assert host.failed
+            np.testing.assert_allclose(w.asnumpy(), -0.1, rtol=1e-5)
+        finally:
+            set_default(old)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from vardag import autograd, nd
+from vardag.autograd import plans
 from vardag.engine import Engine
 from vardag.ndarray import random
-from vardag.operators import convolution, launch, numpy_face, pooling, products, push, registry
+from vardag.operators import convolution, fusion, launch, numpy_face, pooling, products, push, registry
 from vardag.operators.schema import Operator
 
 TIMES = 37  # an odd multiple of the samples' sizes, so that tiles end within vectors
@@ -147,7 +148,7 @@ def test_large_ones_are_the_same_everywhere(name: str) -> None:
 
 
 def test_workers_share_a_large_one() -> None:
-    x = np.random.default_rng(1).random(launch.SPLIT * 8).astype("f")
+    x = np.random.default_rng(1).random(2 * fusion.MANY).astype("f")
     with Engine("ThreadedEnginePooled", workers=2) as engine:
         a = nd.array(x)
         before = engine.statistics().pushed
@@ -265,6 +266,7 @@ def test_convolutions_in_blocks_of_samples(how: dict[str, Any], monkeypatch: pyt
     w = rng.integers(-3, 4, (6, 4 // groups, 3, 4)).astype("f")
     bias = rng.integers(-3, 4, 6).astype("f")
     pieces = counted(monkeypatch, convolution)
+    monkeypatch.setattr(plans, "NODES", 0)  # each engine walks
 
     def program() -> Any:
         arrays = [nd.array(a) for a in (x, w, bias)]

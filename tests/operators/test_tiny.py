@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vardag import autograd, nd
-from vardag.engine import Engine, Kind, Operation
+from vardag.engine import ArgumentTypeError, Engine, Kind, Operation
 from vardag.engine.lifecycle import set_default
 from vardag.engine.testing import Gate
 from vardag.ndarray.array import Array
@@ -334,3 +334,82 @@ def test_results_of_transposed_operands_are_c_ordered(engine: Engine, program: A
     assert y.reshape(-1).asnumpy().tolist() == value.ravel().tolist()
     assert y[1].asnumpy().tolist() == value[1].tolist()
     assert y.asnumpy().tolist() == value.tolist()
+
+
+# ---- host operands, and dtypes that are stored narrower --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["young", "written"])
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("function", [lambda x, h: x * h, lambda x, h: h - x, nd.maximum])
+def test_a_host_operand_of_the_same_shape_and_dtype(function: Any, recorded: bool, old: bool) -> None:
+    h = np.full((2, 3), 2, "f")
+    x = nd.ones((2, 3))
+    x.attach_grad()
+    if old:
+        x[:] = 3
+    expected = np.asarray(function(x.asnumpy(), h) if function is not nd.maximum else np.maximum(x.asnumpy(), h))
+    if recorded:
+        with autograd.record():
+            y = function(x, h)
+    else:
+        y = function(x, h)
+    h[:] = 100  # it was copied at the call
+    assert (y.asnumpy() == expected).all()
+
+
+def test_the_tape_copies_a_host_operand() -> None:
+    for swap in (False, True):
+        h = np.full((2, 3), 2, "f")
+        x = nd.ones((2, 3))
+        x.attach_grad()
+        with autograd.record():
+            y = h * x if swap else x * h
+        h[:] = 100
+        y.backward()
+        assert (x.grad.asnumpy() == 2).all()
+
+
+@pytest.mark.parametrize("name", ["tanh", "reciprocal", "sqrt"])
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+def test_gradients_of_integers_are_those_of_what_is_stored(name: str, dtype: str) -> None:
+    found = []
+    for inline in (True, False):
+        with Engine(workers=1, inline=inline) as e:
+            old = set_default(e)
+            try:
+                x = nd.array([1, 2, 3], dtype=dtype)
+                x.attach_grad()
+                with autograd.record():
+                    y = getattr(nd, name)(x)
+                y.backward()
+                found.append(x.grad.asnumpy().tobytes())
+            finally:
+                set_default(old)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("call", [
+    nd.dot, lambda x, h: nd.dot(h, x), lambda x, h: nd.FullyConnected(x, h, num_hidden=2, no_bias=True),
+    lambda x, h: nd.LeakyReLU(x, h[0], act_type="prelu"),
+])  # fmt: skip
+def test_gradients_beside_a_host_operand(call: Any) -> None:
+    h = np.arange(4, dtype="f").reshape(2, 2)
+    gradients = []
+    for other in (h, nd.array(h)):
+        x = nd.array([[1, -2], [3, 4]])
+        x.attach_grad()
+        with autograd.record():
+            y = call(x, other)
+        y.backward()
+        gradients.append(x.grad.asnumpy().tobytes())
+    assert gradients[0] == gradients[1]
+
+
+def test_attributes_that_are_no_numbers() -> None:
+    w, g = nd.ones(3), nd.ones(3)
+    for call in (lambda: nd.sgd_update(w, g, lr="a", out=w), lambda: nd.clip(w, "a", "b"), lambda: nd.clip(w, g, 2)):
+        with pytest.raises(ArgumentTypeError, match="a number expected"):
+            call()
+    assert w.version == 0
+    assert w.asnumpy().tolist() == [1, 1, 1]
