@@ -143,12 +143,12 @@ def _store(target: Array, gradient: Any, request: str) -> None:
         return
     old, raw = target._chunk, gradient._raw
     alike = target._strides is None and target._covers_chunk() and target._meta == gradient._meta
-    alike = alike and target._place is gradient._place
+    alike = alike and target._place is gradient._place and not old.pinned
     if alike and raw is not None and target._place.device.whole(raw) and _hand_over(old, gradient, raw):
         return
     new = gradient._chunk
     fits = target._covers_chunk() and gradient._covers_chunk() and target._strides is gradient._strides is None
-    if not fits or old.buffer.device is not new.buffer.device or target._meta != gradient._meta:
+    if old.pinned or not fits or old.buffer.device is not new.buffer.device or target._meta != gradient._meta:
         numpy_face.assign(gradient, out=target)
         return
 

@@ -21,6 +21,7 @@ from .device import kernel_state as _kernel_state
 from .device import num_gpus
 from .device import one_blas_thread as _one_blas_thread
 from .files import MissingPackageError, load, load_frombuffer, save
+from .imports import from_dlpack, from_numpy, to_dlpack_for_read, to_dlpack_for_write
 from .indexing import ArrayIndexError
 from .line import pause_here as _pause_here
 from .memory import usage as _usage
@@ -41,6 +42,8 @@ __all__ = [
     "cpu_pinned",
     "current_context",
     "empty",
+    "from_dlpack",
+    "from_numpy",
     "gpu",
     "load",
     "load_frombuffer",
@@ -49,6 +52,8 @@ __all__ = [
     "random",
     "save",
     "statistics",
+    "to_dlpack_for_read",
+    "to_dlpack_for_write",
     "waitall",
 ]
 

@@ -9,6 +9,7 @@ from .array import Array as Array
 from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, current_context as current_context, gpu as gpu
 from .device import num_gpus as num_gpus
 from .files import MissingPackageError as MissingPackageError, load as load, load_frombuffer as load_frombuffer, save as save
+from .imports import from_dlpack as from_dlpack, from_numpy as from_numpy, to_dlpack_for_read as to_dlpack_for_read, to_dlpack_for_write as to_dlpack_for_write
 from .indexing import ArrayIndexError as ArrayIndexError
 from .ndarray import NDArray as NDArray, array as array, empty as empty, waitall as waitall
 from .pool import memory_pool as memory_pool

@@ -12,11 +12,12 @@ What a write does (one decision, `Writing`, for every kind of array):
   the whole chunk gets a new value           a new buffer for the chunk (a rename): nothing is copied; also if nobody
                                              holds the old one, but operations that use it are pending
   some bytes are held and the rest must stay the cheaper side moves: the held bytes to their holders, or the chunk
+Memory that others write too (a *pinned* chunk) stays; what nobody may write (*sealed*) is left by the first write.
 
-Guarded by the order lock P of the engine: Chunk.buffer, Chunk.version, Chunk.line, Chunk.marked, Buffer.holders,
-Saved.buffer and Saved.offset.  They change only in steps of a commit, so every plan under P reads a consistent state.
-`Buffer.raw` is written by the operation that runs first on the buffer, and read by those that the engine orders after
-it.
+Guarded by the order lock P of the engine: Chunk.buffer, Chunk.version, Chunk.line, Chunk.marked, Chunk.pinned,
+Buffer.holders, Saved.buffer and Saved.offset.  They change only in steps of a commit, so every plan under P reads a
+consistent state.  `Buffer.raw` is written by the operation that runs first on the buffer, and read by those that the
+engine orders after it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Buffer:
     """
 
     __slots__ = (
-        "__weakref__", "crowd", "device", "dtype", "engine", "holders", "pinned", "raw", "shape", "size",
+        "__weakref__", "crowd", "device", "dtype", "engine", "holders", "pinned", "raw", "sealed", "shape", "size",
         "uncounted", "variable",
     )  # fmt: skip
 
@@ -70,6 +71,8 @@ class Buffer:
         self.uncounted = raw is None
         #: the user has its variable, and may order functions of their own by that.  A single store
         self.pinned = False
+        #: the memory is somebody else's, who lets nobody write there
+        self.sealed = False
 
     @property
     def nbytes(self) -> int:
@@ -123,12 +126,14 @@ class Holder:
 class Chunk(Holder):
     """What the views of one memory share: the name of its current version."""
 
-    __slots__ = ("line", "marked", "place", "version")
+    __slots__ = ("line", "marked", "pinned", "place", "version")
 
     def __init__(self, buffer: Buffer, place: Place) -> None:
         self.buffer = buffer
         self.place = place
         self.version = 0
+        #: others have the memory too, and write it (interchange.py): it never moves, its holders do.  Only ever set
+        self.pinned = False
         #: the line of its arrays, those marked or detached excepted; None until the tape needs one
         self.line: Line | None = None
         #: the lines of marked arrays in this memory
@@ -274,23 +279,43 @@ class Writing:
         `rename`: it must not do so in place, since it reads the old ones in another order (only with `replace`).
         `ahead`: it reads none of them, so with a new buffer it need not wait for who does (only with `replace`)."""
         buffer = chunk.buffer
+        if chunk.pinned:
+            replace = rename = ahead = False
         self.first: Admission | None = None
         self.fresh = False
         self.steps: list[Step] = [(setattr, chunk, "version", chunk.version + 1)]
         held = conflicts(buffer, chunk, low, high) if buffer.holders else ()
         overtakes = ahead and not rename and not held and _delays(buffer)
-        if rename or overtakes or (held and replace):
+        if rename or overtakes or ((held or buffer.sealed) and replace):
             keep.append(buffer)
             buffer = Buffer(buffer.engine, buffer.shape, buffer.dtype, buffer.device)
             self.fresh = True
             self.steps.append((setattr, chunk, "buffer", buffer))
             if held or overtakes:
                 self.steps += count("overtaking" if overtakes else "renames")
+        elif buffer.sealed:
+            self.first = _copy(chunk)
         elif held:
             holders_bytes = sum(last - first for first, last in (h.range() for h in held))
-            moves = holders_bytes <= buffer.size and all(h.moves for h in held)
+            moves = chunk.pinned or (holders_bytes <= buffer.size and all(h.moves for h in held))
             self.first = _copy(held[0] if moves else chunk)
         self.buffer = buffer
+
+
+def pin(chunk: Chunk) -> None:
+    """From now on the memory stays where it is, and nobody else has it: whoever held bytes of it gets a copy."""
+
+    def plan() -> Admission:
+        buffer = chunk.buffer
+        held = conflicts(buffer, chunk, 0, buffer.size)
+        if buffer.sealed or not all(h.moves for h in held):
+            return _copy(chunk)
+        if held:
+            return _copy(held[0])
+        return None, (), (), (), [(setattr, chunk, "pinned", True)], [buffer], False
+
+    while not chunk.pinned:
+        chunk.buffer.engine.admit(plan)
 
 
 def weigh(made: Iterable[Buffer], used: Iterable[Buffer], carried: int = 0) -> tuple[int, int, list[Step]]:

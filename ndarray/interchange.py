@@ -1,4 +1,13 @@
-"""How memory is lent to other libraries without a copy: DLPack, by NumPy's own implementation of it."""
+"""How memory is lent to other libraries, and taken from them: DLPack, by NumPy's own implementation of it.
+
+    lent for reading        a snapshot: a lease keeps the bytes as they are, writes go elsewhere
+    lent for writing        the chunk is pinned: it never moves, both sides see what either writes
+    taken, and writable     pinned likewise
+    taken, and read-only    sealed: never written, the first write gives the array memory of its own
+
+Nobody orders what other libraries do beside the engine's operations: whoever reads memory that both sides write waits
+with `wait_to_read` before, and whoever writes it with `wait_to_write`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import ArgumentError
+from .buffer import pin
 from .reading import Reading, describe
 
 
@@ -63,3 +73,29 @@ class Interchange(Reading):
         lent.lease = saved
         lent.flags.writeable = False
         return lent.__dlpack__(max_version=max_version)
+
+    def to_dlpack_for_read(self) -> Any:
+        """A DLPack capsule with a copy of the value as of this call.
+
+        Sync: blocks until the value is there.   Raises: the error that poisoned the value.
+        """
+        return self.__dlpack__()
+
+    def to_dlpack_for_write(self, max_version: tuple[int, int] | None = None) -> Any:
+        """A DLPack capsule of the memory itself: from now on both sides see what either writes there.
+
+        `max_version`: as of ``__dlpack__``.  A capsule without a version, which MXNet gives, says nothing of writing:
+        PyTorch writes there, NumPy does not.
+
+        The memory of the whole chunk, views and base included, stays where it is for good.  Autograd knows nothing of
+        what the other side writes, and operations pushed later are not ordered before it: `wait_to_write` first.
+        Sync: blocks until all operations pushed so far that use the memory have finished.
+        Raises: the error that poisoned the value; BufferError for a view with negative strides.
+        """
+        chunk = self._chunk
+        pin(chunk)
+        self.wait_to_write()
+        raw = chunk.buffer.view(self._shape, self._strides, self._offset)
+        if any(step < 0 for step in raw.strides):
+            raise BufferError(f"[to_dlpack_for_write] {describe(self)}: its strides are negative")
+        return raw.__dlpack__(max_version=max_version)

@@ -34,6 +34,9 @@ class Reading:
     def _hold(self) -> tuple[Lease, Operation | None]:
         """The bytes as of now, which stay where they are, and the operation to wait for."""
         chunk = self._chunk
+        if chunk.pinned:
+            own: Any = self.detach().copy()  # type: ignore[attr-defined]
+            return own._hold()  # type: ignore[no-any-return]
         saved = Lease(chunk, chunk.buffer, self._shape, self._strides, self._offset)
         writer: list[Operation | None] = [None]
 

@@ -59,6 +59,7 @@ def update(op: Operator, attributes: Attributes, inputs: Sequence[Any], out: Arr
                 continue
             if (
                 raw is not buffer.raw
+                or buffer.sealed
                 or x._line is READ_ONLY
                 or not all(p.state is DONE for p in buffer.variable.readers)
             ):
@@ -96,7 +97,14 @@ def in_place(rule: Ufunc) -> Any:
             buffer, line = chunk.buffer, x._line
             raw, v = buffer.raw, buffer.variable
             writer = v.writer
-            if raw is None or line is not None or buffer.size > most or raw.shape != x._shape or raw.dtype not in same:
+            if (
+                raw is None
+                or buffer.sealed
+                or line is not None
+                or buffer.size > most
+                or raw.shape != x._shape
+                or raw.dtype not in same
+            ):
                 return NOTHING
             if (writer is not None and (writer.state is not DONE or writer.fate is not OK)) or not engine.calm():
                 return NOTHING

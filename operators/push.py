@@ -270,7 +270,7 @@ class _Push:
             )
             if writing.first is not None:
                 return writing.first
-            if across and not whole:
+            if across and (not whole or result._chunk.pinned):
                 launch.through.add(i)
             (writes if whole else updates).append(writing.buffer.variable)
             steps += writing.steps
@@ -385,7 +385,7 @@ def _alias(
 ) -> Array | None:
     """The output as another chunk on the input's buffer: no bytes move until one of the two is written."""
     (x,) = inputs
-    if not isinstance(x, Array) or not x._covers_chunk() or op.alias is None:
+    if not isinstance(x, Array) or not x._covers_chunk() or op.alias is None or x._chunk.pinned:
         return None
     if place.device is not x._place.device:
         return None
