@@ -39,6 +39,18 @@ class Autograd:
         return found
 
 
+class Indexing:
+    """Advanced indexing's functions as attributes, fetched on first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        from ..operators import advanced_indexing
+
+        found = getattr(advanced_indexing, name)
+        setattr(self, name, found)
+        return found
+
+
 numpy_face = Face("numpy_face")
 nd_face = Face("nd_face")
 autograd = Autograd()
+indexing = Indexing()

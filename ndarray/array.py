@@ -16,12 +16,12 @@ import numpy as np
 
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError, Variable
-from ._late import autograd, numpy_face
+from ._late import autograd, indexing, numpy_face
 from .buffer import Admission, Buffer, Chunk, Kept, Saved, Writing, share
 from .context import Context, as_context
 from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
-from .indexing import basic_index
+from .indexing import basic_index, is_whole, refusal
 from .interchange import Interchange
 from .line import DETACHED, READ_ONLY, Line, scope
 from .memory import SMALL, follow
@@ -37,12 +37,16 @@ class Array(Interchange):
     Make one with `vardag.nd.array`, `zeros`, ... or with an operator.  Python's operators follow NumPy's rules.
     """
 
-    __slots__ = ("__weakref__", "_chunk", "_derived", "_line", "_offset", "_place", "_raw", "_shape", "_strides")
+    __slots__ = (
+        "__weakref__", "_chunk", "_derived", "_line", "_logical", "_offset", "_place", "_raw", "_shape", "_strides",
+    )  # fmt: skip
     __array_priority__ = 1000.0
     __array_ufunc__ = None  # NumPy operands leave the operator to this class
     _ops: ClassVar[Any] = numpy_face
     #: the shape of what NumPy would return as a scalar
     _zero_d: ClassVar[Shape] = ()
+    #: whether floats may be indices
+    _float_indices: ClassVar[bool] = False
 
     _chunk: Chunk  # a young array gets it when it is first asked for
     _place: Place
@@ -52,6 +56,7 @@ class Array(Interchange):
     _offset: int
     _line: Line | None  # None: the chunk's
     _derived: tuple[Any, Any] | None  # (entry of the line, the entry of this view derived from it)
+    _logical: bool  # truth values, whatever the dtype: as an index it is a mask
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise ArgumentTypeError(f"[{type(self).__name__}] make arrays with vardag.nd.array, zeros, ...")
@@ -65,6 +70,7 @@ class Array(Interchange):
         new._chunk, new._place, new._raw = chunk, chunk.place, None
         new._shape, new._strides, new._offset = shape, strides, offset
         new._line = new._derived = None
+        new._logical = False
         return new
 
     @classmethod
@@ -79,6 +85,7 @@ class Array(Interchange):
         new._raw, new._place, new._shape = raw, place, raw.shape
         new._strides, new._offset = None, 0
         new._line = new._derived = None
+        new._logical = False
         if raw.nbytes >= SMALL:
             follow(raw)
         return new
@@ -108,6 +115,7 @@ class Array(Interchange):
         """Another geometry over the same chunk.  It shares the line, except under autograd.pause()."""
         new = self._over(self._chunk, shape, strides, offset)
         new._line = DETACHED if scope.get().paused and self._line is not READ_ONLY else self._line
+        new._logical = self._logical
         return new
 
     @classmethod
@@ -204,17 +212,42 @@ class Array(Interchange):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> Self:
-        """``x[key]`` with integers, slices, ``...`` and None: a view.  Never blocks; ArrayIndexError at the call."""
-        shape, strides, offset = basic_index(self._shape, self._strides, self._offset, key)
-        return self._view(shape or self._zero_d, strides, offset)
+        """``x[key]``: with integers, slices, ``...`` and None a view, with masks or arrays of indices too a copy.
+
+        Sync: blocks only for a mask that is an array of the library, since the shape depends on it.
+        Raises: ArrayIndexError at the call; indices that are arrays of the library are checked when it runs.
+        Gradient: added up where an element is chosen several times.
+
+        >>> from vardag import nd
+        >>> x = nd.array([[1, 2], [3, 4]])
+        >>> x[x > 1].asnumpy(), x[[1, 1], 0].asnumpy()
+        (array([2., 3., 4.], dtype=float32), array([3., 3.], dtype=float32))
+        """
+        view = self._region(key)
+        return indexing.read(self, key) if view is None else view
+
+    def _region(self, key: Any) -> Self | None:
+        """The view that a basic key names; None for another key."""
+        try:
+            found = basic_index(self._shape, self._strides, self._offset, key)
+        except IndexError as error:
+            raise refusal(self, key, error) from None
+        return None if found is None else self._view(found[0] or self._zero_d, *found[1:])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """``x[key] = value``: an array, a host array (copied at the call) or a scalar, broadcast and cast.
 
-        Never blocks.   Raises: ArrayIndexError, ArgumentError at the call.   Gradient: flows to `value`, and to the
-        old value outside of the region.
+        Of an element named several times the last value stays.
+
+        Sync: blocks only for a mask of the library beside other arrays in the key.
+        Raises: ArrayIndexError, ArgumentError at the call; indices of the library are checked when it runs.
+        Gradient: flows to the values that stay, and to the old value outside of the region.
         """
-        self._ops.assign(value, out=self if isinstance(key, slice) and key == slice(None) else self[key])
+        target = self if is_whole(key) else self._region(key)
+        if target is None:
+            indexing.write(self, key, value)
+        else:
+            self._ops.assign(value, out=target)
 
     def reshape(self, *shape: Any) -> Self:
         """The same elements in another shape, one size of which may be -1.
@@ -241,6 +274,7 @@ class Array(Interchange):
         """The same memory without the tape: a constant to autograd.  Writes through it change bytes only."""
         new = self._over(self._chunk, self._shape, self._strides, self._offset)
         new._line = READ_ONLY if self._line is READ_ONLY else DETACHED
+        new._logical = self._logical
         return new
 
     def __vardag_resolve__(self, mode: str, keep: list[Any]) -> tuple[Variable, str, Any, list[Any], Any]:

@@ -34,6 +34,7 @@ class NDArray(Array):
     __slots__ = ()
     _ops: ClassVar[Any] = nd_face
     _zero_d: ClassVar[Shape] = (1,)
+    _float_indices: ClassVar[bool] = True
 
     @property
     def dtype(self) -> type[np.generic]:

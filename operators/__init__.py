@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    advanced_indexing,
     arranging,
     batch_norm,
     convolution,
@@ -31,6 +32,7 @@ publish()
 
 __all__ = [
     "Operator",
+    "advanced_indexing",
     "arranging",
     "batch_norm",
     "convolution",

@@ -25,6 +25,7 @@ from .calls import Calls
 from .fusion import FUSE
 from .in_place import in_place
 from .infer import loop_dtypes
+from .logical import GIVING, KEEPING, giving, keeping
 from .push import invoke, operands, refusal
 from .quick import Ufunc, pair, single
 from .schema import Attributes, Operator, registry
@@ -105,7 +106,7 @@ class Face:
     def _publish(self, op: Operator) -> None:
         raise NotImplementedError
 
-    def _quick(self, op: Operator, call: Method, adapt: Adapt | None, stored: bool) -> Method:
+    def _quick(self, op: Operator, call: Method, adapt: Adapt | None, stored: bool, logical: bool = False) -> Method:
         """`call`, but by way of quick.py where that can do it."""
 
         def operator(x: Any, y: Any) -> Any:
@@ -126,7 +127,7 @@ class Face:
                 same += [dtype] * (result == dtype)
         make = single if len(op.inputs) == 1 else pair
         most = min(int(NOW // op.work([((1,), BOOL)], [((1,), BOOL)], {})), FUSE - 1)
-        rule = Ufunc(op, op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, most)
+        rule = Ufunc(op, op.ufunc, self.cls, call, tuple(plain), tuple(same), stored, most, logical)
         quick = make(rule)
 
         def one(x: Any = MISSING, *more: Any, **named: Any) -> Any:
@@ -222,9 +223,22 @@ def _assign(op: Operator, inputs: list[Any], out: Any, cls: type[Array]) -> Any:
         raise ArgumentTypeError(f"[assign] out {out!r}: an array expected")
     (value,) = inputs
     if not isinstance(value, Array):
-        dtype = out._dtype
-        value = truncated(value, dtype) if isinstance(value, SCALARS) else _host(op, "value", value, dtype)
+        value = host_value(op, value, out._dtype)
     return invoke(op, [value], {"shape": out._shape}, out, cls=cls, any_dtype=True)
+
+
+def host_value(op: Operator, value: Any, dtype: DType) -> Any:
+    """What is assigned, but for arrays of the library: a scalar, a NumPy array or nested lists, cast as C does."""
+    if isinstance(value, SCALARS):
+        return truncated(value, dtype)
+    if isinstance(value, list | tuple):
+        try:
+            value = np.array(value)
+        except ValueError as error:
+            raise ArgumentTypeError(f"[{op.name}] value: {error}") from None
+    if not isinstance(value, np.ndarray):
+        raise _refuse(op, "value", value)
+    return _host(op, "value", value, dtype)
 
 
 class NDFace(Face):
@@ -262,7 +276,9 @@ class NDFace(Face):
 
         call.__name__ = call.__qualname__ = op.name
         call.__doc__ = op.doc
-        function = self._quick(op, call, rule.adapt, rule.dtype == "operand")
+        logical = op.name in GIVING
+        marking = giving(call) if logical else keeping(call) if op.name in KEEPING else call
+        function = self._quick(op, marking, rule.adapt, rule.dtype == "operand", logical)
         for name in (op.name, *op.aliases):
             setattr(self, name, function)
             if rule.method:

@@ -83,7 +83,7 @@ def update(op: Operator, attributes: Attributes, inputs: Sequence[Any], out: Arr
 
 def in_place(rule: Ufunc) -> Any:
     """A ufunc of two operands as a function (x, y) that puts its result into x."""
-    op, ufunc, cls, general, _, same, _, _ = rule
+    op, ufunc, cls, general, _, same, _, _, _ = rule
     most, get = int(INLINE // op.cost), scope.get
 
     def function(x: Any, y: Any) -> Any:

@@ -113,7 +113,7 @@ def add_rows(xp: Any, values: Any, indices: Any, *, shape: Any, axis: int, mode:
     places = bounded(indices, shape[axis], mode).reshape(-1)
     before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
     out[...] = 0
-    _sum_rows(
+    sum_rows(
         xp,
         xp.moveaxis(_own(out).reshape(before, shape[axis], after), 1, 0),
         places,
@@ -127,7 +127,7 @@ def _own(out: Any) -> Any:
     return out
 
 
-def _sum_rows(xp: Any, total: Any, places: Any, rows: Any) -> None:
+def sum_rows(xp: Any, total: Any, places: Any, rows: Any) -> None:
     """total[place] = the sum of the rows that go there, in the order of the rows."""
     if not rows.size:
         return
@@ -414,7 +414,7 @@ def scatter_add_nd(xp: Any, x: Any, indices: Any, *, shape: Any, out: Any) -> No
         places += along % max(n, 1) * step
     places = places.reshape(-1)
     after = math.prod(shape[m:])
-    _sum_rows(xp, _own(out).reshape(math.prod(shape[:m]), after), places, x.reshape(len(places), after))
+    sum_rows(xp, _own(out).reshape(math.prod(shape[:m]), after), places, x.reshape(len(places), after))
 
 
 gather_nd.grad(x=lambda F, g, indices, x_shape: F.scatter_add_nd(g, indices, shape=x_shape), indices=zero)

@@ -261,8 +261,10 @@ class _Push:
                 continue
             whole = result._covers_chunk()
             across = any(
-                isinstance(x, Array) and _overlap(x, result) and not (self.op.elementwise and _identical(x, result))
-                for x in self.inputs
+                isinstance(x, Array)
+                and _overlap(x, result)
+                and not ((self.op.elementwise or j == self.op.changes) and _identical(x, result))
+                for j, x in enumerate(self.inputs)
             )
             ahead = whole and not any(isinstance(x, Array) and x._chunk is result._chunk for x in self.inputs)
             writing = Writing(

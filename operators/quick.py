@@ -55,7 +55,7 @@ class Ufunc(NamedTuple):
 
     `general`: the push path.   `dtypes`: of operands to which no other rule applies.   `same`: those of them in which
     the ufunc gives a result of that dtype.   `stored`: whether the result has the operands' dtype, whatever the ufunc
-    gives.   `most`: elements that may be computed at once.
+    gives.   `most`: elements that may be computed at once.   `logical`: whether results are marked as truth values.
     """
 
     op: Any
@@ -66,11 +66,12 @@ class Ufunc(NamedTuple):
     same: tuple[Any, ...]
     stored: bool
     most: int
+    logical: bool = False
 
 
 def pair(rule: Ufunc) -> Any:
     """A ufunc of two operands as a function (x, y), for Python's operators too."""
-    op, ufunc, cls, general, dtypes, same, stored, most = rule
+    op, ufunc, cls, general, dtypes, same, stored, most, logical = rule
     get, few = scope.get, min(most, PAGE - 1)
 
     def function(x: Any, y: Any) -> Any:
@@ -122,6 +123,7 @@ def pair(rule: Ufunc) -> Any:
                 new = _new(cls)
                 new._raw, new._place, new._shape, new._strides, new._offset = raw, place, shape, None, 0
                 new._line = new._derived = None
+                new._logical = logical
                 return new
         return general(x, y)
 
@@ -156,6 +158,7 @@ def pair(rule: Ufunc) -> Any:
             return general(x, y)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
+        new._logical = logical
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, 0))
         return new
@@ -171,7 +174,7 @@ def number(value: Any, dtype: Any) -> bool:
 
 def single(rule: Ufunc) -> Any:
     """A ufunc of one operand as a function (x)."""
-    op, ufunc, cls, general, dtypes, same, stored, most = rule
+    op, ufunc, cls, general, dtypes, same, stored, most, logical = rule
     get, few = scope.get, min(most, PAGE - 1)
 
     def function(x: Any) -> Any:
@@ -203,6 +206,7 @@ def single(rule: Ufunc) -> Any:
                 new = _new(cls)
                 new._raw, new._place, new._shape, new._strides, new._offset = raw, place, x._shape, None, 0
                 new._line = new._derived = None
+                new._logical = logical
                 return new
         return general(x)
 
@@ -229,6 +233,7 @@ def single(rule: Ufunc) -> Any:
             return general(x)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
+        new._logical = logical
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, 0))
         return new

@@ -115,6 +115,7 @@ class Operator:
         saves: Mapping[str, Any] | None = None,
         updates: tuple[str, ...] = (),
         elementwise: bool = False,
+        changes: int | None = None,
         broadcasts: bool = False,
         atomic: bool = False,
         ufunc: np.ufunc | None = None,
@@ -140,7 +141,7 @@ class Operator:
         self.outputs = outputs
         self.saves = dict(saves or {})
         self.updates = updates
-        self.elementwise, self.broadcasts = elementwise, broadcasts
+        self.elementwise, self.changes, self.broadcasts = elementwise, changes, broadcasts
         self.atomic, self.ufunc, self.alias = atomic, ufunc, alias
         self.widen, self.random, self.variant = widen, random, variant
         self.cost, self.costly, self.defined, self.indices = cost, costly, defined, indices
@@ -323,6 +324,7 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
         of the inputs that defines it, used where the graph of the gradient is wanted.
     updates : inputs that the kernel changes in place.
     elementwise : element i of the output depends on element i of the inputs only, so `out` may be an input.
+    changes : position of the input that `out` may be; the kernel then gets the same memory as both.
     broadcasts : inputs broadcast by NumPy's rule; the framework sums the gradients back.
     alias : geometry(shape, strides, attributes) -> (shape, strides) or None, for operators whose output is a view of
         their input: it then shares the bytes until someone writes.
