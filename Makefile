@@ -50,7 +50,7 @@ bench: $(VENV)/.installed-test
 # (tests/engine/conftest.py).
 STORM := 5
 LONG_TESTS := tests/autograd/test_random_programs.py tests/ndarray/test_memory.py tests/ndarray/test_files_hostile.py \
-	tests/engine
+	tests/ndarray/test_random_indexing.py tests/engine
 
 stress: $(VENV)/.installed-test
 	VARDAG_STRESS=$(STORM) $(RUN) -m pytest -q -m "stress or not stress" --timeout=900 -o faulthandler_timeout=900 $(LONG_TESTS)
