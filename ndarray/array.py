@@ -41,7 +41,6 @@ class Array(Interchange):
         "__weakref__", "_chunk", "_derived", "_line", "_logical", "_offset", "_place", "_raw", "_shape", "_strides",
     )  # fmt: skip
     __array_priority__ = 1000.0
-    __array_ufunc__ = None  # NumPy operands leave the operator to this class
     _ops: ClassVar[Any] = numpy_face
     #: the shape of what NumPy would return as a scalar
     _zero_d: ClassVar[Shape] = ()

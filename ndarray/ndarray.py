@@ -18,6 +18,7 @@ from .array import Array
 from .context import Context
 from .device import RawArray
 from .dtype import FLOAT32, as_dtype
+from .line import READ_ONLY
 from .reading import describe
 from .shape import Shape, reshape_codes
 
@@ -82,6 +83,19 @@ class NDArray(Array):
         """Assign to the region that begin, end and step name on the leading axes; gives the array itself."""
         steps = step if step is not None else (None,) * len(begin)
         self[tuple(slice(*limits) for limits in zip(begin, end, steps, strict=True))] = rhs
+        return self
+
+    def slice_assign_scalar(self, value: Any, begin: Any, end: Any, step: Any = None) -> NDArray:
+        """`slice_assign` of a number."""
+        return self.slice_assign(value, begin, end, step)
+
+    @property
+    def writable(self) -> bool:
+        """Whether writes are accepted: not by an input of ``Function.forward``."""
+        return self._line is not READ_ONLY
+
+    def as_nd_ndarray(self) -> NDArray:
+        """The array itself."""
         return self
 
     def expand_dims(self, axis: int, inplace: bool = False) -> NDArray:

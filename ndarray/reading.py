@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import ArgumentError, Operation
+from ..engine import ArgumentError, ArgumentTypeError, Operation
 from .buffer import Admission, Chunk, Lease, hold
 from .device import RawArray
 from .dtype import DType
@@ -124,6 +124,24 @@ class Reading:
 
     def __int__(self) -> int:
         return int(self._scalar())
+
+    def __complex__(self) -> complex:
+        return complex(self._scalar())
+
+    def __index__(self) -> int:
+        if self._dtype.kind not in "iu":
+            raise ArgumentTypeError(f"[index] {describe(self)}: one element of an integer dtype expected")
+        return int(self._scalar())
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.asnumpy()
+
+    def __format__(self, form: str) -> str:
+        if not form:
+            return str(self)
+        if math.prod(self._shape) != 1:
+            raise ArgumentTypeError(f"[format] {describe(self)}: {form!r} formats one element")
+        return format(self._scalar(), form)
 
 
 def describe(value: Any) -> str:

@@ -1,0 +1,172 @@
+"""NumPy's functions on arrays: an operator where there is one, NumPy on copies elsewhere, never a lost gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vardag import autograd, nd
+from vardag.engine import ArgumentTypeError, Engine
+from vardag.engine.lifecycle import set_default
+from vardag.engine.testing import Gate
+from vardag.ndarray.array import Array
+from vardag.operators import numpy_functions
+from vardag.operators.numpy_functions import FUNCTIONS
+
+RAW = np.array([[3.0, 1.0, 2.0], [0.5, 4.0, 1.5]], "f")
+MORE = {
+    np.clip: (1, 3), np.transpose: ((1, 0),), np.swapaxes: (0, 1), np.expand_dims: (1,), np.reshape: ((3, 2),),
+    np.broadcast_to: ((4, 2, 3),), np.tile: ((2, 1),), np.repeat: (2, 1), np.flip: (1,), np.cumsum: (1,),
+    np.argsort: (1,), np.sort: (0,), np.argmax: (1,), np.argmin: (0,),
+}  # fmt: skip
+
+
+def canonical(raw):
+    return Array._from_host(np.array(raw))
+
+
+def arguments(function, make):
+    x = make(RAW)
+    if function is np.where:
+        return x > 1, x, make(RAW * 2)
+    if function in (np.concatenate, np.stack):
+        return ([x, make(RAW * 2)],)
+    if function is np.dot:
+        return x, make(RAW.T.copy())
+    return x, *MORE.get(function, ())
+
+
+@pytest.mark.parametrize("make", [nd.array, canonical], ids=["nd", "numpy"])
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_what_is_an_operator(function, make):
+    found = function(*arguments(function, make))
+    expected = function(*arguments(function, np.array))
+    if make is nd.array and function in (np.var, np.std):  # the nd face has none
+        assert found == expected
+        return
+    assert type(found) is type(make(RAW))
+    assert found.shape == (np.shape(expected) or make(RAW)._zero_d)
+    np.testing.assert_allclose(found.asnumpy().reshape(np.shape(expected)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [nd.array, canonical], ids=["nd", "numpy"])
+@pytest.mark.parametrize(
+    "function", sorted(numpy_functions._ufuncs(), key=lambda u: u.__name__), ids=lambda u: u.__name__
+)
+def test_ufuncs(function, make):
+    if function.__name__ not in vars(np):
+        pytest.skip("one of SciPy's")
+    first, second = RAW / (0.5 if function is np.arccosh else 5), RAW.T.copy() if function is np.matmul else RAW / 4
+    raws = [first, second][: function.nin]
+    found, expected = function(*map(make, raws)), function(*raws)
+    assert type(found) is type(make(RAW))
+    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-5)
+
+
+def test_nothing_waits():
+    with Engine(workers=1) as engine:
+        old = set_default(engine)
+        try:
+            x = nd.ones((3, 4))
+            gate = Gate()
+            engine.push(lambda *_: gate(), updates=[x])
+            y = np.exp(x) + np.sum(x, axis=0) - np.concatenate([x, x])[:1]
+            shape = np.shape(y), np.ndim(y), np.size(y)
+            gate.open()
+            assert shape == ((3, 4), 2, 12)
+            assert np.allclose(y.asnumpy(), np.e + 3 - 1)
+        finally:
+            set_default(old)
+
+
+def test_gradients():
+    x = nd.array([1, 2, 3])
+    x.attach_grad()
+    with autograd.record():
+        y = np.sum(np.multiply(np.exp(x), 2) + np.concatenate([x, x])[1:4] * np.float32(3))
+    y.backward()
+    np.testing.assert_allclose(x.grad.asnumpy(), 2 * np.exp([1, 2, 3]) + [3, 3, 3], rtol=1e-5)
+
+
+def test_host_operands_on_the_left():
+    h = np.full((2, 3), 2, "f")
+    x = nd.array(RAW)
+    for found, expected in (
+        (h + x, h + RAW), (h * x, h * RAW), (h - x, h - RAW), (h / x, h / RAW), (np.float32(3) * x, 3 * RAW),
+        (np.float64(3) - x, 3 - RAW), (h > x, h > RAW), (h == x, h == RAW), (np.add.reduce(x), RAW.sum(0)),
+        (np.maximum.reduce(x, axis=1), RAW.max(1)), (h @ x.T, h @ RAW.T),
+    ):  # fmt: skip
+        assert type(found) is nd.NDArray
+        np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-6)
+
+
+def test_out():
+    x, y, h = nd.array(RAW), nd.zeros((2, 3)), np.zeros((2, 3), "f")
+    assert np.exp(x, out=y) is y
+    np.testing.assert_allclose(y.asnumpy(), np.exp(RAW), rtol=1e-6)
+    assert np.exp(x, out=h) is h
+    np.testing.assert_allclose(h, np.exp(RAW), rtol=1e-6)
+    h += x
+    assert type(h) is np.ndarray
+    np.testing.assert_allclose(h, np.exp(RAW) + RAW, rtol=1e-6)
+    np.copyto(y, x)
+    np.testing.assert_array_equal(y.asnumpy(), RAW)
+
+
+def test_other_functions_are_numpys_on_copies():
+    x = nd.array(RAW)
+    assert np.allclose(x, RAW)
+    assert np.array_equal(x, x)
+    assert type(np.median(x)) is np.float32
+    assert np.median(x) == np.median(RAW)
+    np.testing.assert_array_equal(np.percentile(x, 50, axis=0), np.percentile(RAW, 50, axis=0))
+    np.testing.assert_array_equal(np.sum(x, axis=1, dtype="d", initial=2), np.sum(RAW, axis=1, dtype="d", initial=2))
+    np.testing.assert_array_equal(np.add.accumulate(x), np.add.accumulate(RAW))
+    np.testing.assert_array_equal(np.isnan(x), np.isnan(RAW))
+    np.testing.assert_array_equal(np.where(x > 1)[0], np.where(RAW > 1)[0])
+    np.testing.assert_array_equal(np.where(x > 1, x, 0), np.where(RAW > 1, RAW, 0))
+    np.testing.assert_array_equal(np.einsum("ij->j", x), RAW.sum(0))
+    np.testing.assert_array_equal(np.where(np.array([True, False, True]), x, RAW), RAW)  # by NumPy's broadcasting
+    np.testing.assert_array_equal(np.exp(x, where=RAW > 1, out=np.zeros((2, 3), "f")) > 0, RAW > 1)
+
+
+def test_no_gradient_is_lost():
+    x = nd.array(RAW)
+    x.attach_grad()
+    with autograd.record():
+        for call in (lambda: np.median(x), lambda: np.add.accumulate(x), lambda: np.isnan(x * 2)):
+            with pytest.raises(ArgumentTypeError, match="gradient"):
+                call()
+        assert np.median(x.detach()) == np.median(RAW)
+    assert np.median(x) == np.median(RAW)
+
+
+def test_nothing_is_written_into_a_copy():
+    x = nd.array(RAW)
+    for call in (
+        lambda: np.add.at(x, 0, 1), lambda: np.put(x, 0, 1), lambda: np.fill_diagonal(x, 0),
+        lambda: np.place(x, RAW > 1, 0),
+        lambda: np.sum(RAW, axis=0, out=nd.zeros(3)), lambda: np.isnan(x, out=nd.zeros((2, 3))),
+    ):  # fmt: skip
+        with pytest.raises(ArgumentTypeError, match="cannot write"):
+            call()
+    np.testing.assert_array_equal(x.asnumpy(), RAW)
+
+
+def test_errors_are_the_operators():
+    x = nd.array(RAW)
+    with pytest.raises(ArgumentTypeError, match="dtypes differ"):
+        np.add(x, nd.ones((2, 3), dtype="int32"))
+    with pytest.raises(ArgumentTypeError):
+        x + np.array([object()] * 3)
+
+    engine = x._place.engine
+
+    def fails(*_):
+        raise ZeroDivisionError
+
+    engine.push(fails, updates=[x])
+    y = np.exp(x)
+    for look in (lambda: np.median(y), y.asnumpy):
+        with pytest.raises(ZeroDivisionError):
+            look()
