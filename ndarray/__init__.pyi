@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..engine import ArgumentTypeError as ArgumentTypeError
-from . import random as random
+from . import random as random, sparse as sparse
 from ._mxnet_format import FileFormatError as FileFormatError
 from .array import Array as Array
 from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, current_context as current_context, gpu as gpu
@@ -181,6 +181,9 @@ def _shuffle(data: Any, *, out: Any = None, ctx: Context | None = None, name: st
 def abs(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """abs of each element."""
 
+def adagrad_update(weight: Any, grad: Any, history: Any, lr: Any, epsilon: Any = 1e-07, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """history += g^2;  weight - lr (g / sqrt(history + epsilon) + wd weight), g without weight decay."""
+
 def adam_update(weight: Any, grad: Any, mean: Any, var: Any, lr: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-08, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """mean = beta1 mean + (1 - beta1) g;  var = beta2 var + (1 - beta2) g^2;  weight - lr mean / (sqrt(var) + epsilon)."""
 
@@ -318,6 +321,9 @@ def broadcast_to(data: Any, shape: Any, *, out: Any = None, ctx: Context | None 
 
 def cast(data: Any, dtype: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in another dtype, by C's conversion (towards zero).  The gradient is cast back."""
+
+def cast_storage(data: Any, stype: Any) -> Any:
+    """A copy of another storage type: "default", "row_sparse" or "csr" (of two axes)."""
 
 def cbrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """cbrt of each element."""
@@ -807,6 +813,9 @@ def sort(data: Any, axis: Any = -1, is_ascend: Any = True, *, out: Any = None, c
 
 def space_to_depth(data: Any, block_size: int) -> Any:
     """Blocks of pixels to channels: (n, c, h*b, w*b) -> (n, b*b*c, h, w)."""
+
+def sparse_retain(data: Any, indices: Any) -> Any:
+    """The rows of these indices of a row-sparse array, stored even where they are 0.  MXNet: sparse.retain."""
 
 def split(data: Any, num_outputs: int, axis: int = 1, squeeze_axis: bool = False) -> Any:
     """Equal parts along an axis: a list of arrays, or the array if there is one; `squeeze_axis` drops an axis of 1."""

@@ -24,11 +24,14 @@ from . import (
     slicing,
     softmax,
     sorting,
+    sparse,
+    sparse_updates,
 )
 from .faces import nd_face, numpy_face, publish
 from .schema import Operator, registry
 
 publish()
+sparse.publish()
 
 __all__ = [
     "Operator",
@@ -56,4 +59,6 @@ __all__ = [
     "slicing",
     "softmax",
     "sorting",
+    "sparse",
+    "sparse_updates",
 ]

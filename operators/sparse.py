@@ -1,0 +1,409 @@
+"""Operators on sparse arrays: which of the parts each is made of.
+
+A call of the nd face with a sparse operand comes to `_call`.  A *form* does it on the parts, by ordinary operators, so
+its errors, its order and its gradients are theirs; without a form the operands' dense values serve.  Structure, the
+indices, is worked out on the caller's thread: a form that gives a new one waits for those it starts from.  Values never
+are waited for, but by `cast_storage` of a dense array, whose values say what is stored.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from ..engine import ArgumentError, ArgumentTypeError
+from ..ndarray.arithmetic import SCALARS
+from ..ndarray.array import Array
+from ..ndarray.device import RawArray
+from ..ndarray.ndarray import NDArray
+from ..ndarray.reading import describe
+from ..ndarray.shape import Shape, as_shape
+from ..ndarray.sparse import starts_of
+from ..ndarray.sparse import zeros as sparse_zeros
+from ..ndarray.sparse_arrays import KINDS, BaseSparseNDArray, CSRNDArray, RowSparseNDArray
+from .faces import composed, nd_face, numpy_face
+from .infer import uniform
+from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, zero
+
+# ---- matrices in compressed sparse rows ------------------------------------------------------------------------------
+
+STRUCTURE = ("indices", "indptr")
+_COLUMNS, _STARTS = np.array([1, 0, 2]), np.array([0, 1, 1, 3])
+_PLACES = (np.array([0, 2, 2]), _COLUMNS)
+
+
+def _known(meta: Meta | None) -> Meta:
+    assert meta is not None
+    return meta
+
+
+def _rows(xp: Any, starts: Any) -> Any:
+    """The row of each stored element."""
+    return xp.repeat(xp.arange(len(starts) - 1), xp.diff(starts))
+
+
+def _dense_meta(metas: Metas, attributes: Attributes) -> Inferred:
+    return ((as_shape(attributes["shape"]), _known(metas[0])[1]),), attributes
+
+
+def _reference_dense(data: Any, indices: Any, indptr: Any, shape: Any) -> Any:
+    made = np.zeros(shape)
+    made[_PLACES] = data
+    return made
+
+
+@operator(
+    "csr_dense", infer=_dense_meta, widen=False, indices=STRUCTURE, nd=False, reference=_reference_dense,
+    samples=[Sample((3,), _COLUMNS, _STARTS, shape=(3, 4))],
+)  # fmt: skip
+def csr_dense(xp: Any, data: Any, indices: Any, indptr: Any, *, shape: Any, out: Any) -> None:
+    """A csr matrix as a dense one."""
+    out[...] = 0
+    out[_rows(xp, indptr), indices] = data
+
+
+def _stored_meta(metas: Metas, attributes: Attributes) -> Inferred:
+    return ((_known(metas[-2])[0], uniform(*metas[:-2])),), attributes
+
+
+@operator(
+    "csr_stored", infer=_stored_meta, widen=False, indices=STRUCTURE, nd=False,
+    reference=lambda x, indices, indptr: x[_PLACES], samples=[Sample((3, 4), _COLUMNS, _STARTS)],
+)  # fmt: skip
+def csr_stored(xp: Any, x: Any, indices: Any, indptr: Any, *, out: Any) -> None:
+    """The elements of a dense matrix at the places of a structure."""
+    out[...] = x[_rows(xp, indptr), indices]
+
+
+def _dot_meta(metas: Metas, attributes: Attributes) -> Inferred:
+    (rows, columns), (y, _) = attributes["shape"], _known(metas[3])
+    inner, outer = (rows, columns) if attributes["transpose"] else (columns, rows)
+    if len(y) != 2 or y[0] != inner:
+        raise ValueError(f"y of shape ({inner}, n) expected")
+    return (((outer, y[1]), uniform(metas[0], metas[3])),), attributes
+
+
+def _reference_dot(data: Any, indices: Any, indptr: Any, y: Any, shape: Any, transpose: bool = False) -> Any:
+    x = _reference_dense(data, indices, indptr, shape)
+    return (x.T if transpose else x) @ y
+
+
+@operator(
+    "csr_dot", infer=_dot_meta, indices=STRUCTURE, nd=False, costly=True, reference=_reference_dot,
+    samples=[
+        Sample((3,), _COLUMNS, _STARTS, (4, 2), shape=(3, 4)),
+        Sample((3,), _COLUMNS, _STARTS, (3, 2), shape=(3, 4), transpose=True),
+    ],
+)  # fmt: skip
+def csr_dot(
+    xp: Any, data: Any, indices: Any, indptr: Any, y: Any, *, shape: Any, transpose: bool = False, out: Any
+) -> None:
+    """The product of a csr matrix of a shape, or of its transpose, with a dense one."""
+    matrix = sparse.csr_matrix((data, indices, indptr), shape=shape)
+    out[...] = (matrix.T if transpose else matrix) @ y
+
+
+def _sampled_meta(metas: Metas, attributes: Attributes) -> Inferred:
+    return ((_known(metas[2])[0], uniform(*metas[:2])),), attributes
+
+
+@operator(
+    "csr_sampled", infer=_sampled_meta, indices=STRUCTURE, nd=False,
+    reference=lambda x, y, indices, indptr: (x @ y.T)[_PLACES],
+    samples=[Sample((3, 2), (4, 2), _COLUMNS, _STARTS)],
+)  # fmt: skip
+def csr_sampled(xp: Any, x: Any, y: Any, indices: Any, indptr: Any, *, out: Any) -> None:
+    """The elements of x @ y.T at the places of a structure."""
+    xp.einsum("ij,ij->i", x[_rows(xp, indptr)], y[indices], out=out)
+
+
+csr_dense.grad(data=lambda F, g, indices, indptr: F.csr_stored(g, indices, indptr), indices=zero, indptr=zero)
+csr_stored.grad(
+    x=lambda F, g, indices, indptr, x_shape: F.csr_dense(g, indices, indptr, shape=x_shape), indices=zero, indptr=zero
+)
+csr_dot.grad(
+    data=lambda F, g, indices, indptr, y, transpose: F.csr_sampled(
+        y if transpose else g, g if transpose else y, indices, indptr
+    ),
+    indices=zero,
+    indptr=zero,
+    y=lambda F, g, data, indices, indptr, shape, transpose: F.csr_dot(
+        data, indices, indptr, g, shape=shape, transpose=not transpose
+    ),
+)
+csr_sampled.grad(
+    x=lambda F, g, y, indices, indptr, x_shape, y_shape: F.csr_dot(
+        g, indices, indptr, y, shape=(x_shape[0], y_shape[0])
+    ),
+    y=lambda F, g, x, indices, indptr, x_shape, y_shape: F.csr_dot(
+        g, indices, indptr, x, shape=(x_shape[0], y_shape[0]), transpose=True
+    ),
+    indices=zero,
+    indptr=zero,
+)
+
+
+# ---- from and to dense arrays ----------------------------------------------------------------------------------------
+
+
+@composed()
+def cast_storage(data: Any, stype: Any) -> Any:
+    """A copy of another storage type: "default", "row_sparse" or "csr" (of two axes).
+
+    Sync: blocks for the values of a dense array that becomes sparse, else never.   Raises: ArgumentError at the call,
+    also from one sparse type to the other.   Gradient: g, of what is stored.   MXNet: cast_storage.
+
+    >>> from vardag import nd
+    >>> nd.cast_storage(nd.array([[0, 0], [1, 2]]), "row_sparse").indices.asnumpy()
+    array([1])
+    """
+    if stype != "default" and stype not in KINDS:
+        raise ArgumentError(f"[cast_storage] stype {stype!r}: one of default, {', '.join(KINDS)} expected")
+    if isinstance(data, BaseSparseNDArray):
+        if data.stype == stype:
+            return data.copy()
+        if stype != "default":
+            raise ArgumentError(f"[cast_storage] {data._words}: to {stype} only by way of tostype('default')")
+        return _dense(data)
+    if not isinstance(data, Array):
+        raise ArgumentTypeError(f"[cast_storage] {data!r}: an array expected")
+    if stype == "default":
+        return nd_face.copy(data)
+    if data.ndim != 2 if stype == "csr" else data.ndim == 0:
+        raise ArgumentError(f"[cast_storage] {describe(data)}: {'two axes' if stype == 'csr' else 'an axis'} expected")
+    there = data.asnumpy() != 0
+    if stype == "row_sparse":
+        return _rows_of(data, np.flatnonzero(there.reshape(len(there), -1).any(1)))
+    rows, columns = there.nonzero()
+    structure = columns, starts_of(rows, len(there))
+    return CSRNDArray._of(data.shape, numpy_face.csr_stored(data, *structure), *placed(data, *structure))
+
+
+nd_face.methods["tostype"] = cast_storage
+
+
+def _dense(x: BaseSparseNDArray) -> Any:
+    """The dense value.  Never blocks."""
+    if isinstance(x, RowSparseNDArray):
+        data, rows = x._parts
+        made = numpy_face.add_rows(data, rows, shape=x.shape, axis=0)
+    else:
+        made = numpy_face.csr_dense(*x._parts, shape=x.shape)
+    return _nd(made)
+
+
+def _nd(made: Any) -> Any:
+    return nd_face.copy(made) if not isinstance(made, NDArray) else made
+
+
+def placed(like: Any, *structure: RawArray) -> tuple[NDArray, ...]:
+    """Indices as arrays where `like` is."""
+    return tuple(NDArray._from_host(np.array(part, np.int64, order="C"), like.context) for part in structure)
+
+
+def _rows_of(dense: Any, rows: RawArray) -> RowSparseNDArray:
+    return RowSparseNDArray._of(dense.shape, nd_face.take(dense, rows, axis=0), *placed(dense, rows))
+
+
+@composed()
+def sparse_retain(data: Any, indices: Any) -> Any:
+    """The rows of these indices of a row-sparse array, stored even where they are 0.  MXNet: sparse.retain.
+
+    Sync: blocks for the indices of both.   Raises: ArgumentError, ArgumentTypeError at the call.   Gradient: g of the
+    rows retained.
+    """
+    if not isinstance(data, RowSparseNDArray):
+        raise ArgumentTypeError(f"[retain] {data!r}: a row_sparse array expected")
+    wanted = np.asarray(indices.asnumpy() if isinstance(indices, Array) else indices)
+    rows = np.unique(wanted.astype(np.int64))
+    if wanted.ndim != 1 or (len(rows) and (rows[0] < 0 or rows[-1] >= len(data))):
+        raise ArgumentError(f"[retain] {data._words}: a list of indices from 0 to {len(data) - 1} expected")
+    values, there = data._parts[0], data._structure()[0]
+    found = np.flatnonzero(np.isin(there, rows))
+    kept = nd_face.take(values, found, axis=0) if len(found) else values[:0]
+    return _expanded(data, kept, there[found], rows)
+
+
+def _expanded(like: BaseSparseNDArray, data: Any, places: RawArray, among: RawArray) -> RowSparseNDArray:
+    """Rows at `places`, as rows at `among`, which has all of those; the others are 0."""
+    return RowSparseNDArray._of(like.shape, _spread(data, places, among), *placed(like, among))
+
+
+def _spread(data: Any, places: RawArray, among: RawArray) -> Any:
+    if len(places) == len(among):
+        return data
+    return numpy_face.add_rows(data, np.searchsorted(among, places), shape=(len(among), *data.shape[1:]), axis=0)
+
+
+# ---- forms -----------------------------------------------------------------------------------------------------------
+
+#: (operands, attributes, out) -> the result, or NotImplemented: it is to be done on dense values
+Form = Callable[[list[Any], Attributes, Any], Any]
+_forms: dict[str, Form] = {}
+
+
+def form(*names: str) -> Callable[[Form], Form]:
+    """Declare how these operators work on sparse arrays."""
+
+    def declare(function: Form) -> Form:
+        _forms.update(dict.fromkeys(names, function))
+        return function
+
+    return declare
+
+
+def _call(op: Operator, dense: Callable[..., Any], inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    """The call of an operator with a sparse operand, or a sparse `out`."""
+    for name in op.updates:
+        if isinstance(inputs[op.inputs.index(name)], BaseSparseNDArray):
+            raise ArgumentTypeError(f"[{op.name}] {name} is changed in place: a dense array expected")
+    made = _forms[op.name](inputs, attributes, out) if op.name in _forms else NotImplemented
+    into = None if isinstance(out, BaseSparseNDArray) else out
+    if made is NotImplemented:
+        values = [_dense(x) if isinstance(x, BaseSparseNDArray) else x for x in inputs]
+        if op.variadic is None:
+            attributes = {**dict(zip(op.inputs, values, strict=True)), **attributes}
+            values = []
+        made = dense(*values, **attributes, **({} if into is None else {"out": into}))
+    if out is None or made is out:
+        return made
+    if isinstance(made, BaseSparseNDArray) or into is None:
+        out[:] = made if into is None or not isinstance(made, BaseSparseNDArray) else _dense(made)
+    return out
+
+
+nd_face.sparse = _call
+
+# Functions that are 0 at 0, so that the structure stays.
+for _name in (
+    "abs", "arcsin", "arcsinh", "arctan", "arctanh", "cast", "cbrt", "ceil", "copy", "degrees", "expm1", "fix", "floor",
+    "log1p", "negative", "radians", "relu", "rint", "round", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
+    "tan", "tanh", "trunc",
+):  # fmt: skip
+
+    @form(_name)
+    def _same_structure(inputs: list[Any], attributes: Attributes, out: Any, name: str = _name) -> Any:
+        (x,) = inputs
+        if not isinstance(x, BaseSparseNDArray):
+            return NotImplemented
+        return x._like(getattr(nd_face, name)(x._parts[0], **attributes))
+
+
+@form("clip")
+def _clip(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    (x,) = inputs
+    low, high = attributes.get("a_min"), attributes.get("a_max")
+    if not isinstance(x, BaseSparseNDArray) or (low is not None and low > 0) or (high is not None and high < 0):
+        return NotImplemented
+    return x._like(nd_face.clip(x._parts[0], **attributes))
+
+
+@form("zeros_like")
+def _zeros_like(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    (x,) = inputs
+    return sparse_zeros(x.stype, x.shape, x.context, x.dtype) if isinstance(x, BaseSparseNDArray) else NotImplemented
+
+
+def _scaled(name: str, x: Any, y: Any) -> Any:
+    """A sparse array by a number."""
+    if isinstance(x, BaseSparseNDArray) and isinstance(y, SCALARS):
+        return x._like(getattr(nd_face, name)(x._parts[0], y))
+    return NotImplemented
+
+
+@form("divide")
+def _divided(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    return _scaled("divide", *inputs)
+
+
+@form("multiply")
+def _multiplied(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    x, y = inputs
+    if not isinstance(x, BaseSparseNDArray):
+        x, y = y, x
+    if isinstance(x, BaseSparseNDArray) and isinstance(y, Array) and y.shape == x.shape:
+        if isinstance(x, RowSparseNDArray):
+            return x._like(x._parts[0] * nd_face.take(y, x._parts[1], axis=0))
+        return x._like(x._parts[0] * _nd(numpy_face.csr_stored(y, *x._parts[1:])))
+    done = _scaled("multiply", x, y)
+    return _together(inputs, "multiply") if done is NotImplemented else done
+
+
+@form("add")
+def _added(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    return _together(inputs, "add")
+
+
+@form("subtract")
+def _subtracted(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    return _together(inputs, "subtract")
+
+
+def _together(inputs: list[Any], name: str) -> Any:
+    """Two sparse arrays of one kind: what either stores is stored."""
+    x, y = inputs
+    if type(x) is not type(y) or not isinstance(x, BaseSparseNDArray) or x.shape != y.shape:
+        return NotImplemented
+    a, b = x._structure(), y._structure()
+    if all(np.array_equal(p, q) for p, q in zip(a, b, strict=True)):
+        return x._like(getattr(nd_face, name)(x._parts[0], y._parts[0]))
+    if isinstance(x, RowSparseNDArray):
+        (p,), (q,) = a, b
+        among = np.union1d(p, q)
+        structure: tuple[RawArray, ...] = (among,)
+    else:
+        p, q = (_rows(np, starts) * max(x.shape[1], 1) + columns for columns, starts in (a, b))
+        among = np.union1d(p, q)
+        rows, columns = np.divmod(among, max(x.shape[1], 1))
+        structure = columns, starts_of(rows, len(x))
+    data = getattr(nd_face, name)(_spread(x._parts[0], p, among), _spread(y._parts[0], q, among))
+    return x._of(x.shape, data, *placed(x, *structure))
+
+
+@form("add_n")
+def _summed(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    return functools.reduce(nd_face.add, inputs)
+
+
+@form("dot")
+def _dot(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    """csr x dense is dense; csr.T x dense row_sparse, unless asked for "default" or put into a dense array."""
+    x, y = inputs
+    stype = attributes.pop("forward_stype", None)
+    transpose = bool(attributes.get("transpose_a", False))
+    if not isinstance(x, CSRNDArray) or not isinstance(y, Array | RowSparseNDArray) or y.ndim != 2:
+        return NotImplemented
+    y = _dense(y) if isinstance(y, RowSparseNDArray) else y
+    if attributes.get("transpose_b", False):
+        y = nd_face.transpose(y)
+    data, columns, starts = x._parts
+    if x.shape[0 if transpose else 1] != y.shape[0]:
+        raise ArgumentError(
+            f"[dot] lhs {x._words}, rhs {describe(y)}: the lengths to sum over differ, "
+            f"{x.shape[0 if transpose else 1]} and {y.shape[0]}"
+        )
+    if data._dtype != y._dtype:
+        raise ArgumentTypeError(f"[dot] lhs {x._words}, rhs {describe(y)}: dtypes differ; convert one with .astype")
+    if not transpose or stype == "default" or isinstance(out, Array):
+        return _nd(numpy_face.csr_dot(data, columns, starts, y, shape=x.shape, transpose=transpose))
+    shape: Shape = (x.shape[1], y.shape[1])
+    rows, where = np.unique(columns.asnumpy(), return_inverse=True)
+    made = numpy_face.csr_dot(data, where, starts, y, shape=(len(x), len(rows)), transpose=True)
+    return RowSparseNDArray._of(shape, made, *placed(x, rows))
+
+
+def publish() -> None:
+    """``nd.zeros(shape, stype="csr")``, too.  Called when both faces have their operators."""
+    dense: Callable[..., Any] = nd_face.zeros
+
+    @functools.wraps(dense)
+    def zeros(*arguments: Any, stype: Any = None, **named: Any) -> Any:
+        if stype in (None, "default"):
+            return dense(*arguments, **named)
+        return sparse_zeros(stype, *arguments, **named)
+
+    vars(nd_face)["zeros"] = zeros
