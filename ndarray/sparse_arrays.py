@@ -346,8 +346,8 @@ class CSRNDArray(BaseSparseNDArray):
     @classmethod
     def _fault(cls, shape: Shape, data: Shape, *structure: RawArray) -> str | None:
         columns, starts = structure
-        if len(shape) != 2:
-            return "two axes expected"
+        if len(shape) != 2 or math.prod(shape) >= 1 << 63:
+            return "two axes, and not more than 2**63 elements, expected"
         if columns.ndim != 1 or data != columns.shape or starts.shape != (shape[0] + 1,):
             return (
                 f"data {data}, indices {columns.shape}, indptr {starts.shape}: (n,), (n,), ({shape[0] + 1},) expected"

@@ -27,7 +27,7 @@ from ..ndarray.sparse import zeros as sparse_zeros
 from ..ndarray.sparse_arrays import KINDS, BaseSparseNDArray, CSRNDArray, RowSparseNDArray
 from .faces import composed, nd_face, numpy_face
 from .infer import uniform
-from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, zero
+from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, registry, zero
 
 # ---- matrices in compressed sparse rows ------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ def cast_storage(data: Any, stype: Any) -> Any:
         raise ArgumentError(f"[cast_storage] {describe(data)}: {'two axes' if stype == 'csr' else 'an axis'} expected")
     there = data.asnumpy() != 0
     if stype == "row_sparse":
-        return _rows_of(data, np.flatnonzero(there.reshape(len(there), -1).any(1)))
+        return _rows_of(data, np.flatnonzero(there.any(tuple(range(1, data.ndim)))))
     rows, columns = there.nonzero()
     structure = columns, starts_of(rows, len(there))
     return CSRNDArray._of(data.shape, numpy_face.csr_stored(data, *structure), *placed(data, *structure))
@@ -250,7 +250,7 @@ def form(*names: str) -> Callable[[Form], Form]:
     """Declare how these operators work on sparse arrays."""
 
     def declare(function: Form) -> Form:
-        _forms.update(dict.fromkeys(names, function))
+        _forms.update((registry[name].name, function) for name in names)
         return function
 
     return declare
@@ -271,8 +271,9 @@ def _call(op: Operator, dense: Callable[..., Any], inputs: list[Any], attributes
         made = dense(*values, **attributes, **({} if into is None else {"out": into}))
     if out is None or made is out:
         return made
-    if isinstance(made, BaseSparseNDArray) or into is None:
-        out[:] = made if into is None or not isinstance(made, BaseSparseNDArray) else _dense(made)
+    if (made.shape, made._dtype) != (out.shape, out._dtype):
+        raise ArgumentError(f"[{op.name}] the result is {describe(made)}, but out is {describe(out)}")
+    out[:] = made if into is None or not isinstance(made, BaseSparseNDArray) else _dense(made)
     return out
 
 
@@ -280,9 +281,9 @@ nd_face.sparse = _call
 
 # Functions that are 0 at 0, so that the structure stays.
 for _name in (
-    "abs", "arcsin", "arcsinh", "arctan", "arctanh", "cast", "cbrt", "ceil", "copy", "degrees", "expm1", "fix", "floor",
-    "log1p", "negative", "radians", "relu", "rint", "round", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
-    "tan", "tanh", "trunc",
+    "BlockGrad", "abs", "arcsin", "arcsinh", "arctan", "arctanh", "cast", "cbrt", "ceil", "copy", "degrees", "expm1",
+    "floor", "log1p", "negative", "radians", "relu", "rint_half_down", "round_half_away", "sign_or_zero", "sin", "sinh",
+    "sqrt", "square", "tan", "tanh", "trunc",
 ):  # fmt: skip
 
     @form(_name)
