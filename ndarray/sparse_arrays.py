@@ -135,7 +135,8 @@ class BaseSparseNDArray:
 
         Raises: ArgumentError with what is wrong.  No array that the library has made has a wrong structure.
         """
-        if full_check and (why := self._fault(self._shape, self._parts[0].shape, *self._structure())) is not None:
+        now = self.copy()
+        if full_check and (why := self._fault(self._shape, now._parts[0].shape, *now._structure())) is not None:
             raise ArgumentError(f"[check_format] {self._words}: {why}")
 
     @classmethod
@@ -177,7 +178,7 @@ class BaseSparseNDArray:
         return nd_face.cast_storage(self, stype=stype)
 
     def copy(self) -> Self:
-        """A copy.  Never blocks."""
+        """A copy.  Never blocks.  (Of one moment: another thread may give the array other parts.)"""
         return self._of(self._shape, *self._parts)
 
     __copy__ = copy
@@ -189,7 +190,7 @@ class BaseSparseNDArray:
         """A copy with another dtype, by C's conversion (self, if the dtype is this one and `copy` is false)."""
         if not copy and as_dtype(dtype) == self._dtype:
             return self
-        return self._like(self._parts[0].astype(dtype))
+        return nd_face.cast(self, dtype=dtype)  # type: ignore[no-any-return]
 
     def copyto(self, other: Any) -> Any:
         """Copy into an array of the same shape, dense or of this type, or to a new array on a context.
@@ -242,10 +243,10 @@ class BaseSparseNDArray:
     # ---- operators -------------------------------------------------------------------------------------------------
 
     def __neg__(self) -> Self:
-        return self._like(-self._parts[0])
+        return nd_face.negative(self)  # type: ignore[no-any-return]
 
     def __abs__(self) -> Self:
-        return self._like(abs(self._parts[0]))
+        return nd_face.abs(self)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         """Operators as methods: ``x.sum(axis=0)``, ``x.sqrt()``."""

@@ -218,6 +218,7 @@ def sparse_retain(data: Any, indices: Any) -> Any:
     """
     if not isinstance(data, RowSparseNDArray):
         raise ArgumentTypeError(f"[retain] {data!r}: a row_sparse array expected")
+    data = data.copy()
     wanted = np.asarray(indices.asnumpy() if isinstance(indices, Array) else indices)
     rows = np.unique(wanted.astype(np.int64))
     if wanted.ndim != 1 or (len(rows) and (rows[0] < 0 or rows[-1] >= len(data))):
@@ -258,6 +259,7 @@ def form(*names: str) -> Callable[[Form], Form]:
 
 def _call(op: Operator, dense: Callable[..., Any], inputs: list[Any], attributes: Attributes, out: Any) -> Any:
     """The call of an operator with a sparse operand, or a sparse `out`."""
+    inputs = [x.copy() if isinstance(x, BaseSparseNDArray) else x for x in inputs]  # the parts of one moment
     for name in op.updates:
         if isinstance(inputs[op.inputs.index(name)], BaseSparseNDArray):
             raise ArgumentTypeError(f"[{op.name}] {name} is changed in place: a dense array expected")
@@ -375,26 +377,37 @@ def _dot(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
     """csr x dense is dense; csr.T x dense row_sparse, unless asked for "default" or put into a dense array."""
     x, y = inputs
     stype = attributes.pop("forward_stype", None)
-    transpose = bool(attributes.get("transpose_a", False))
-    if not isinstance(x, CSRNDArray) or not isinstance(y, Array | RowSparseNDArray) or y.ndim != 2:
+    first, second = (bool(attributes.get(name, False)) for name in ("transpose_a", "transpose_b"))
+    if x.ndim != 2 or y.ndim != 2:
         return NotImplemented
+    if isinstance(x, Array) and isinstance(y, CSRNDArray):  # x y = (y.T x.T).T
+        _multiplicable(x, y, x.shape[0 if first else 1], y.shape[1 if second else 0])
+        made = _product(y, x if first else nd_face.transpose(x), not second)
+        return nd_face.transpose(_nd(made))
+    if not isinstance(x, CSRNDArray) or isinstance(y, CSRNDArray):
+        return NotImplemented
+    _multiplicable(x, y, x.shape[0 if first else 1], y.shape[1 if second else 0])
     y = _dense(y) if isinstance(y, RowSparseNDArray) else y
-    if attributes.get("transpose_b", False):
-        y = nd_face.transpose(y)
+    y = nd_face.transpose(y) if second else y
+    if not first or stype == "default" or isinstance(out, Array):
+        return _nd(_product(x, y, first))
     data, columns, starts = x._parts
-    if x.shape[0 if transpose else 1] != y.shape[0]:
-        raise ArgumentError(
-            f"[dot] lhs {x._words}, rhs {describe(y)}: the lengths to sum over differ, "
-            f"{x.shape[0 if transpose else 1]} and {y.shape[0]}"
-        )
-    if data._dtype != y._dtype:
-        raise ArgumentTypeError(f"[dot] lhs {x._words}, rhs {describe(y)}: dtypes differ; convert one with .astype")
-    if not transpose or stype == "default" or isinstance(out, Array):
-        return _nd(numpy_face.csr_dot(data, columns, starts, y, shape=x.shape, transpose=transpose))
-    shape: Shape = (x.shape[1], y.shape[1])
     rows, where = np.unique(columns.asnumpy(), return_inverse=True)
     made = numpy_face.csr_dot(data, where, starts, y, shape=(len(x), len(rows)), transpose=True)
+    shape: Shape = (x.shape[1], y.shape[1])
     return RowSparseNDArray._of(shape, made, *placed(x, rows))
+
+
+def _multiplicable(x: Any, y: Any, a: int, b: int) -> None:
+    given = f"[dot] lhs {describe(x)}, rhs {describe(y)}"
+    if a != b:
+        raise ArgumentError(f"{given}: the lengths to sum over differ, {a} and {b}")
+    if x._dtype != y._dtype:
+        raise ArgumentTypeError(f"{given}: dtypes differ; convert one with .astype")
+
+
+def _product(x: CSRNDArray, y: Any, transpose: bool) -> Any:
+    return numpy_face.csr_dot(*x._parts, y, shape=x.shape, transpose=transpose)
 
 
 def publish() -> None:

@@ -151,6 +151,9 @@ def test_dot(seed: int, dtype: str) -> None:
     into = nd.zeros((4, 3), dtype=dtype)
     check(nd.dot(x, z, transpose_a=True, out=into), a.T @ c, "default")
     check(nd.dot(z.T, x), c.T @ a, "default")
+    check(nd.dot(z, x, transpose_a=True), c.T @ a, "default")
+    check(nd.dot(y, x, transpose_a=True, transpose_b=True), b.T @ a.T, "default")
+    check(nd.dot(x, x, transpose_b=True), a @ a.T, "default")
     assert nd.dot(x, y).dtype == x.dtype
 
 
@@ -339,3 +342,18 @@ def test_a_table_is_trained(engine_kind: Engine) -> None:
     nd.waitall()
     assert nd.statistics().live_bytes < before + w.nbytes / 2
     assert w.asnumpy()[[0, 1, 2, 3, 49_999], 0].tolist() == [0.75, 0.75, 0.75, 1, 1 - 0.25 - 0.5 - 0.75]
+
+
+def test_backward_raises_the_error_of_indices() -> None:
+    with Engine(workers=1) as engine:
+        w, index = nd.ones((3, 2)), nd.zeros(2)
+
+        def fail() -> None:
+            raise RuntimeError("no indices")
+
+        engine.push(fail, writes=[index.var])
+        w.attach_grad(stype="row_sparse")
+        with autograd.record():
+            loss = nd.Embedding(index, w, input_dim=3, output_dim=2).sum()
+        with pytest.raises(RuntimeError, match="no indices"):
+            loss.backward(wait=False)
