@@ -118,6 +118,11 @@ class BaseSparseNDArray:
         """The kind, the shape and the context; never the values, so it never blocks."""
         return f"\n<{type(self).__name__} {'x'.join(map(str, self._shape))} @{self.context}>"
 
+    @property
+    def T(self) -> NDArray:
+        """The axes in reverse order: a dense copy."""
+        return nd_face.transpose(self)  # type: ignore[no-any-return]
+
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     @property

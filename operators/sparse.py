@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.arithmetic import SCALARS
@@ -21,131 +20,13 @@ from ..ndarray.array import Array
 from ..ndarray.device import RawArray
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
-from ..ndarray.shape import Shape, as_shape
+from ..ndarray.shape import Shape
 from ..ndarray.sparse import starts_of
 from ..ndarray.sparse import zeros as sparse_zeros
 from ..ndarray.sparse_arrays import KINDS, BaseSparseNDArray, CSRNDArray, RowSparseNDArray
+from .csr import rows_of
 from .faces import composed, nd_face, numpy_face
-from .infer import uniform
-from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, registry, zero
-
-# ---- matrices in compressed sparse rows ------------------------------------------------------------------------------
-
-STRUCTURE = ("indices", "indptr")
-_COLUMNS, _STARTS = np.array([1, 0, 2]), np.array([0, 1, 1, 3])
-_PLACES = (np.array([0, 2, 2]), _COLUMNS)
-
-
-def _known(meta: Meta | None) -> Meta:
-    assert meta is not None
-    return meta
-
-
-def _rows(xp: Any, starts: Any) -> Any:
-    """The row of each stored element."""
-    return xp.repeat(xp.arange(len(starts) - 1), xp.diff(starts))
-
-
-def _dense_meta(metas: Metas, attributes: Attributes) -> Inferred:
-    return ((as_shape(attributes["shape"]), _known(metas[0])[1]),), attributes
-
-
-def _reference_dense(data: Any, indices: Any, indptr: Any, shape: Any) -> Any:
-    made = np.zeros(shape)
-    made[_PLACES] = data
-    return made
-
-
-@operator(
-    "csr_dense", infer=_dense_meta, widen=False, indices=STRUCTURE, nd=False, reference=_reference_dense,
-    samples=[Sample((3,), _COLUMNS, _STARTS, shape=(3, 4))],
-)  # fmt: skip
-def csr_dense(xp: Any, data: Any, indices: Any, indptr: Any, *, shape: Any, out: Any) -> None:
-    """A csr matrix as a dense one."""
-    out[...] = 0
-    out[_rows(xp, indptr), indices] = data
-
-
-def _stored_meta(metas: Metas, attributes: Attributes) -> Inferred:
-    return ((_known(metas[-2])[0], uniform(*metas[:-2])),), attributes
-
-
-@operator(
-    "csr_stored", infer=_stored_meta, widen=False, indices=STRUCTURE, nd=False,
-    reference=lambda x, indices, indptr: x[_PLACES], samples=[Sample((3, 4), _COLUMNS, _STARTS)],
-)  # fmt: skip
-def csr_stored(xp: Any, x: Any, indices: Any, indptr: Any, *, out: Any) -> None:
-    """The elements of a dense matrix at the places of a structure."""
-    out[...] = x[_rows(xp, indptr), indices]
-
-
-def _dot_meta(metas: Metas, attributes: Attributes) -> Inferred:
-    (rows, columns), (y, _) = attributes["shape"], _known(metas[3])
-    inner, outer = (rows, columns) if attributes["transpose"] else (columns, rows)
-    if len(y) != 2 or y[0] != inner:
-        raise ValueError(f"y of shape ({inner}, n) expected")
-    return (((outer, y[1]), uniform(metas[0], metas[3])),), attributes
-
-
-def _reference_dot(data: Any, indices: Any, indptr: Any, y: Any, shape: Any, transpose: bool = False) -> Any:
-    x = _reference_dense(data, indices, indptr, shape)
-    return (x.T if transpose else x) @ y
-
-
-@operator(
-    "csr_dot", infer=_dot_meta, indices=STRUCTURE, nd=False, costly=True, reference=_reference_dot,
-    samples=[
-        Sample((3,), _COLUMNS, _STARTS, (4, 2), shape=(3, 4)),
-        Sample((3,), _COLUMNS, _STARTS, (3, 2), shape=(3, 4), transpose=True),
-    ],
-)  # fmt: skip
-def csr_dot(
-    xp: Any, data: Any, indices: Any, indptr: Any, y: Any, *, shape: Any, transpose: bool = False, out: Any
-) -> None:
-    """The product of a csr matrix of a shape, or of its transpose, with a dense one."""
-    matrix = sparse.csr_matrix((data, indices, indptr), shape=shape)
-    out[...] = (matrix.T if transpose else matrix) @ y
-
-
-def _sampled_meta(metas: Metas, attributes: Attributes) -> Inferred:
-    return ((_known(metas[2])[0], uniform(*metas[:2])),), attributes
-
-
-@operator(
-    "csr_sampled", infer=_sampled_meta, indices=STRUCTURE, nd=False,
-    reference=lambda x, y, indices, indptr: (x @ y.T)[_PLACES],
-    samples=[Sample((3, 2), (4, 2), _COLUMNS, _STARTS)],
-)  # fmt: skip
-def csr_sampled(xp: Any, x: Any, y: Any, indices: Any, indptr: Any, *, out: Any) -> None:
-    """The elements of x @ y.T at the places of a structure."""
-    xp.einsum("ij,ij->i", x[_rows(xp, indptr)], y[indices], out=out)
-
-
-csr_dense.grad(data=lambda F, g, indices, indptr: F.csr_stored(g, indices, indptr), indices=zero, indptr=zero)
-csr_stored.grad(
-    x=lambda F, g, indices, indptr, x_shape: F.csr_dense(g, indices, indptr, shape=x_shape), indices=zero, indptr=zero
-)
-csr_dot.grad(
-    data=lambda F, g, indices, indptr, y, transpose: F.csr_sampled(
-        y if transpose else g, g if transpose else y, indices, indptr
-    ),
-    indices=zero,
-    indptr=zero,
-    y=lambda F, g, data, indices, indptr, shape, transpose: F.csr_dot(
-        data, indices, indptr, g, shape=shape, transpose=not transpose
-    ),
-)
-csr_sampled.grad(
-    x=lambda F, g, y, indices, indptr, x_shape, y_shape: F.csr_dot(
-        g, indices, indptr, y, shape=(x_shape[0], y_shape[0])
-    ),
-    y=lambda F, g, x, indices, indptr, x_shape, y_shape: F.csr_dot(
-        g, indices, indptr, x, shape=(x_shape[0], y_shape[0]), transpose=True
-    ),
-    indices=zero,
-    indptr=zero,
-)
-
+from .schema import Attributes, Operator, registry
 
 # ---- from and to dense arrays ----------------------------------------------------------------------------------------
 
@@ -223,25 +104,24 @@ def sparse_retain(data: Any, indices: Any) -> Any:
     rows = np.unique(wanted.astype(np.int64))
     if wanted.ndim != 1 or (len(rows) and (rows[0] < 0 or rows[-1] >= len(data))):
         raise ArgumentError(f"[retain] {data._words}: a list of indices from 0 to {len(data) - 1} expected")
-    values, there = data._parts[0], data._structure()[0]
-    found = np.flatnonzero(np.isin(there, rows))
-    kept = nd_face.take(values, found, axis=0) if len(found) else values[:0]
-    return _expanded(data, kept, there[found], rows)
+    (there,) = data._structure()
+    return RowSparseNDArray._of(data.shape, _moved(data._parts[0], there, rows), *placed(data, rows))
 
 
-def _expanded(like: BaseSparseNDArray, data: Any, places: RawArray, among: RawArray) -> RowSparseNDArray:
-    """Rows at `places`, as rows at `among`, which has all of those; the others are 0."""
-    return RowSparseNDArray._of(like.shape, _spread(data, places, among), *placed(like, among))
-
-
-def _spread(data: Any, places: RawArray, among: RawArray) -> Any:
-    if len(places) == len(among):
+def _moved(data: Any, places: RawArray, among: RawArray) -> Any:
+    """What is stored at some places, ascending, as stored at others: 0 where it was not, left out where it is not."""
+    kept = np.flatnonzero(np.isin(places, among, assume_unique=True))
+    if len(kept) < len(places):
+        data = nd_face.take(data, kept, axis=0) if len(kept) else data[:0]
+    if len(kept) == len(among):
         return data
-    return numpy_face.add_rows(data, np.searchsorted(among, places), shape=(len(among), *data.shape[1:]), axis=0)
+    where = np.searchsorted(among, places[kept])
+    return numpy_face.add_rows(data, where, shape=(len(among), *data.shape[1:]), axis=0)
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------
 
+ENDS = ("begin", "end")
 #: (operands, attributes, out) -> the result, or NotImplemented: it is to be done on dense values
 Form = Callable[[list[Any], Attributes, Any], Any]
 _forms: dict[str, Form] = {}
@@ -347,7 +227,7 @@ def _subtracted(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
 
 
 def _together(inputs: list[Any], name: str) -> Any:
-    """Two sparse arrays of one kind: what either stores is stored."""
+    """Two sparse arrays of one kind: what either stores is stored; of a product of csr what both do."""
     x, y = inputs
     if type(x) is not type(y) or not isinstance(x, BaseSparseNDArray) or x.shape != y.shape:
         return NotImplemented
@@ -359,11 +239,11 @@ def _together(inputs: list[Any], name: str) -> Any:
         among = np.union1d(p, q)
         structure: tuple[RawArray, ...] = (among,)
     else:
-        p, q = (_rows(np, starts) * max(x.shape[1], 1) + columns for columns, starts in (a, b))
-        among = np.union1d(p, q)
+        p, q = (rows_of(np, starts) * max(x.shape[1], 1) + columns for columns, starts in (a, b))
+        among = np.intersect1d(p, q) if name == "multiply" else np.union1d(p, q)
         rows, columns = np.divmod(among, max(x.shape[1], 1))
         structure = columns, starts_of(rows, len(x))
-    data = getattr(nd_face, name)(_spread(x._parts[0], p, among), _spread(y._parts[0], q, among))
+    data = getattr(nd_face, name)(_moved(x._parts[0], p, among), _moved(y._parts[0], q, among))
     return x._of(x.shape, data, *placed(x, *structure))
 
 
@@ -408,6 +288,46 @@ def _multiplicable(x: Any, y: Any, a: int, b: int) -> None:
 
 def _product(x: CSRNDArray, y: Any, transpose: bool) -> Any:
     return numpy_face.csr_dot(*x._parts, y, shape=x.shape, transpose=transpose)
+
+
+@form("concat")
+def _joined(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    """csr matrices one below the other: how many elements each stores is known, so nothing is waited for."""
+    columns = {x.shape[1] for x in inputs if isinstance(x, CSRNDArray)}
+    if attributes.get("dim", 1) != 0 or len(columns) != 1 or not all(isinstance(x, CSRNDArray) for x in inputs):
+        return NotImplemented
+    data, indices, starts = zip(*(x._parts for x in inputs), strict=True)
+    before = np.cumsum([0, *(part.size for part in data)])
+    begins = [starts[0], *(part[1:] + int(n) for part, n in zip(starts[1:], before[1:-1], strict=True))]
+    join = nd_face.concat
+    shape = sum(map(len, inputs)), *columns
+    return CSRNDArray._of(shape, join(*data, dim=0), join(*indices, dim=0), join(*begins, dim=0))
+
+
+@form("slice")
+def _sliced(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    (x,) = inputs
+    begin, end = (value if isinstance(value, tuple | list) else (value,) for value in (attributes[n] for n in ENDS))
+    if not isinstance(x, CSRNDArray) or not len(begin) == len(end) == 1 or attributes.get("step"):
+        return NotImplemented
+    return x[begin[0] : end[0]]
+
+
+@form("sum")
+def _total(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    """The sums of a csr matrix: products with ones."""
+    (x,) = inputs
+    axis = attributes.get("axis")
+    if not isinstance(x, CSRNDArray) or set(attributes) > {"axis"} or axis not in (0, 1, -1, -2):
+        return NotImplemented
+    ones = nd_face.ones((x.shape[axis], 1), dtype=x._dtype, ctx=x.context)
+    return _nd(_product(x, ones, axis in (0, -2))).reshape(-1)
+
+
+@form("norm")
+def _norm(inputs: list[Any], attributes: Attributes, out: Any) -> Any:
+    (x,) = inputs
+    return nd_face.norm(x._parts[0]) if isinstance(x, BaseSparseNDArray) and not attributes else NotImplemented
 
 
 def publish() -> None:

@@ -102,7 +102,7 @@ def test_others_take_the_dense_value(stype: str) -> None:
     check(nd.cos(x), nd.cos(nd.array(raw)).asnumpy(), "default")
     check(x.sum(), [raw.sum()], "default")
     check(nd.sum(x, axis=0), raw.sum(0), "default")
-    check(nd.concat(x, x, dim=0), np.concatenate([raw, raw]), "default")
+    check(nd.concat(x, x, dim=1), np.concatenate([raw, raw], 1), "default")
     check(nd.clip(x, -1, 1), raw.clip(-1, 1), stype)
     check(nd.clip(x, 1, 2), raw.clip(1, 2), "default")
     check(nd.where(x, nd.ones((5, 4)), nd.zeros((5, 4))), (raw != 0).astype("f4"), "default")
@@ -119,6 +119,31 @@ def test_out(stype: str) -> None:
     check(into, x.asnumpy() * 2, stype)
     nd.exp(dense, out=into)
     check(into, nd.exp(dense).asnumpy(), stype)
+
+
+def test_csr_below_csr() -> None:
+    x, y, z = (random(seed, "csr", (n, 4)) for seed, n in ((1, 3), (2, 0), (3, 5)))
+    check(nd.concat(x, y, z, x, dim=0), np.concatenate([v.asnumpy() for v in (x, y, z, x)]), "csr")
+    check(nd.concat(x, x), np.concatenate([x.asnumpy()] * 2, 1), "default")
+    with pytest.raises(vd.Error):
+        nd.concat(x, random(1, "csr", (3, 5)), dim=0)
+
+
+def test_reductions_and_slices() -> None:
+    x = random(10, "csr")
+    raw = x.asnumpy()
+    for axis in (0, 1, -1, (0,), (0, 1), None):
+        check(nd.sum(x, axis=axis), np.atleast_1d(raw.sum(axis)), "default")
+    check(nd.sum(x, axis=1, keepdims=True), raw.sum(1, keepdims=True), "default")
+    check(nd.mean(x, axis=1), raw.mean(1), "default")
+    for stype in STYPES:
+        np.testing.assert_allclose(
+            nd.norm(x.tostype("default").tostype(stype)).asnumpy(), [np.linalg.norm(raw)], rtol=1e-6
+        )
+    check(nd.slice(x, begin=(1,), end=(3,)), raw[1:3], "csr")
+    check(nd.slice(x, begin=1, end=None), raw[1:], "csr")
+    check(nd.slice(x, begin=(1, 0), end=(3, 2)), raw[1:3, :2], "default")
+    check(nd.slice(x, begin=(None,), end=(None,), step=(-1,)), raw[::-1], "default")
 
 
 # ---- retain and dot --------------------------------------------------------------------------------------------------
