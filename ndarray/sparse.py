@@ -132,7 +132,7 @@ def starts_of(rows: RawArray, count: int) -> RawArray:
     return np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=count)))).astype(np.int64)
 
 
-def zeros(stype: str, shape: Any, ctx: Context | None = None, dtype: Any = None, **_: Any) -> Any:
+def zeros(stype: str, shape: Any, ctx: Context | None = None, dtype: Any = None) -> Any:
     """Zeros of a storage type: "row_sparse", "csr" or "default".  Never blocks; ArgumentError at the call.
 
     >>> from vardag import nd

@@ -56,6 +56,7 @@ def cast_storage(data: Any, stype: Any) -> Any:
         return nd_face.copy(data)
     if data.ndim != 2 if stype == "csr" else data.ndim == 0:
         raise ArgumentError(f"[cast_storage] {describe(data)}: {'two axes' if stype == 'csr' else 'an axis'} expected")
+    data = nd_face.copy(data)  # another thread may write between the look and the copy of what is there
     there = data.asnumpy() != 0
     if stype == "row_sparse":
         return _rows_of(data, np.flatnonzero(there.any(tuple(range(1, data.ndim)))))

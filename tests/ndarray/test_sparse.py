@@ -14,6 +14,7 @@ import vardag as vd
 from vardag import nd
 from vardag.engine import Engine
 from vardag.engine.testing import Gate
+from vardag.operators import nd_face
 
 sp = nd.sparse
 DENSE = np.array([[0, 1, 0], [2, 0, 0], [0, 0, 0], [0, 0, 3]], "f4")
@@ -305,6 +306,22 @@ def broken(engine: Engine, shape: tuple[int, ...]) -> nd.NDArray:
     made = nd.zeros(shape)
     engine.push(fail, writes=[made.var])
     return made
+
+
+@pytest.mark.parametrize("stype", STYPES)
+def test_an_operator_sees_the_parts_of_one_moment(monkeypatch: pytest.MonkeyPatch, stype: str) -> None:
+    """Another thread may give the array parts of other lengths while an operator works on it."""
+    x, other, square = nd.array(DENSE).tostype(stype), nd.ones((4, 3)).tostype(stype), nd_face.square
+
+    def interrupted(values: Any) -> Any:
+        x[:] = other
+        return square(values)
+
+    monkeypatch.setattr(nd_face, "square", interrupted)
+    found = square(x)
+    found.check_format()
+    assert found.asnumpy().tolist() == (DENSE**2).tolist()
+    assert x.asnumpy().tolist() == np.ones((4, 3)).tolist()
 
 
 def test_an_error_stays_on_the_values() -> None:
