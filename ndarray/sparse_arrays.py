@@ -45,6 +45,7 @@ class BaseSparseNDArray:
     __array_ufunc__ = None  # NumPy operands leave the operator to this class
     #: "row_sparse" or "csr"
     stype: ClassVar[str]
+    _logical: ClassVar[bool] = False  # never a mask
 
     _parts: tuple[NDArray, ...]  # data, indices, and indptr if there is one
     _shape: Shape
