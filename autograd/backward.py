@@ -17,10 +17,12 @@ from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Buffer, Chunk, share
 from ..ndarray.device import RawArray
 from ..ndarray.line import Scope, scope, within
+from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
+from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.faces import numpy_face
 from ..operators.tiny import PAGE
-from . import plans
+from . import plans, rows
 from .tape import Leaf, Recorder, entry_of
 from .walk import ZERO, GraphError, Walk, reshaped
 
@@ -80,8 +82,9 @@ def backward(
     wait : bool
         Wait for the gradients.
 
-    Sync: pushes all gradient operations, then (with `wait`) blocks until they are done.   Raises: GraphError,
-    ArgumentError at the call; with `wait`, errors of the operations that the gradients come from.
+    Sync: pushes all gradient operations, then (with `wait`) blocks until they are done; for row-sparse gradients it
+    blocks for their indices in any case.   Raises: GraphError, ArgumentError at the call; with `wait`, errors of the
+    operations that the gradients come from.
     """
     arrays = _arrays("backward", heads)
     gradients = within(Scope(None, train_mode, False), _backward, arrays, head_grads, retain_graph, wait)
@@ -112,15 +115,17 @@ def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> li
             continue
         arrived = walk.cotangents.get(leaf, [None])[0]
         zeros = arrived is None or arrived is ZERO
-        results.append(as_face(type(like), numpy_face.zeros_like(like) if zeros else reshaped(arrived, like.shape)))
+        made = numpy_face.zeros(shape=like.shape, dtype=like._dtype, ctx=like.context) if zeros else arrived
+        results.append(as_face(type(like) if isinstance(like, Array) else NDArray, reshaped(made, like.shape)))
     return _apart(results)
 
 
-def _backward(heads: list[Array], head_grads: Any, retain_graph: bool, wait: bool) -> list[Array]:
+def _backward(heads: list[Array], head_grads: Any, retain_graph: bool, wait: bool) -> list[Any]:
     walk = Walk(heads, retain_graph, False)
     leaves = [node for node in walk.nodes if isinstance(node, Leaf) and node.gradient is not None]
     if not leaves:
         raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
+    walk.rows = any(map(rows.wants, leaves))
     plans.follow(walk, _head_grads(heads, head_grads), lambda node: isinstance(node, Leaf), wait)
     written = []
     for leaf in leaves:
@@ -131,11 +136,14 @@ def _backward(heads: list[Array], head_grads: Any, retain_graph: bool, wait: boo
     return written
 
 
-def _store(target: Array, gradient: Any, request: str) -> None:
+def _store(target: Any, gradient: Any, request: str) -> None:
     """Write or add a gradient to a marked array's; a whole one is handed over, not copied."""
     if gradient is ZERO:
         if request != "add":
-            numpy_face.assign(0, out=target)
+            target[:] = 0
+        return
+    if isinstance(target, RowSparseNDArray):
+        rows.store(target, gradient, request)
         return
     gradient = reshaped(gradient, target._shape)
     if request == "add":

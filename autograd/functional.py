@@ -12,6 +12,8 @@ from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
 from ..ndarray.dtype import BOOL
 from ..ndarray.reading import describe
+from ..ndarray.sparse import zeros
+from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.faces import numpy_face
 from .backward import as_face, backward, gradients_of, leaf_gradients
 from .scope import record
@@ -29,7 +31,7 @@ def mark_variables(variables: Any, gradients: Any = None, grad_reqs: Any = "writ
     ----------
     variables : array or list of arrays
         Floating-point or integer.  One that was on the tape is cut from it.
-    gradients : array or list of arrays like them
+    gradients : array or list of arrays like them, dense or row-sparse
         Where `backward` puts the gradients; default: new zeros.
     grad_reqs : str or list of str
         "write" replaces the gradient, "add" adds to it, "null" computes none.
@@ -42,15 +44,18 @@ def mark_variables(variables: Any, gradients: Any = None, grad_reqs: Any = "writ
         _marked.set((*known, *(ref(a) for a in arrays)))
 
 
-def attach_grad(array: Array, grad_req: str) -> None:
-    """Mark one array, with new zeros as its gradient array."""
-    _mark(array, None, grad_req)
+def attach_grad(array: Array, grad_req: str, stype: str | None = None) -> None:
+    """Mark one array, with new zeros of a storage type as its gradient array."""
+    if stype not in (None, "default", "row_sparse"):
+        raise ArgumentError(f"[attach_grad] stype {stype!r}: 'default' or 'row_sparse' expected")
+    rows = [zeros("row_sparse", array.shape, array.context, array._dtype)] if stype == "row_sparse" else None
+    _mark(array, rows, grad_req)
 
 
 def _mark(variables: Any, gradients: Any, grad_reqs: Any) -> list[Array]:
     """Check everything, then mark."""
     arrays = [variables] if isinstance(variables, Array) else list(variables)
-    given = [gradients] if isinstance(gradients, Array) else gradients
+    given = [gradients] if isinstance(gradients, Array | RowSparseNDArray) else gradients
     requests = [grad_reqs] * len(arrays) if isinstance(grad_reqs, str) else list(grad_reqs)
     if len(requests) != len(arrays) or (given is not None and len(given) != len(arrays)):
         raise ArgumentError(f"[mark_variables] {len(arrays)} variables: as many gradients and requests expected")
@@ -61,13 +66,19 @@ def _mark(variables: Any, gradients: Any, grad_reqs: Any) -> list[Array]:
             raise ArgumentTypeError(f"[mark_variables] {describe(array)}: boolean arrays have no gradient")
         if request not in REQUESTS:
             raise ArgumentError(f"[mark_variables] request {request!r}: one of {', '.join(REQUESTS)} expected")
-        if given is not None and (not isinstance(given[i], Array) or given[i]._meta != array._meta):
+        if given is not None and not _fits(given[i], array):
             raise ArgumentError(
                 f"[mark_variables] variable {describe(array)}, gradient {describe(given[i])}: the same expected"
             )
     for i, (array, request) in enumerate(zip(arrays, requests, strict=True)):
         mark(array, array._ops.zeros_like(array.detach()) if given is None else given[i], request)
     return arrays
+
+
+def _fits(gradient: Any, array: Array) -> bool:
+    if isinstance(gradient, RowSparseNDArray):
+        return (gradient.shape, gradient._dtype) == array._meta
+    return isinstance(gradient, Array) and gradient._meta == array._meta
 
 
 def compute_gradient(outputs: Any) -> list[Array]:

@@ -65,7 +65,7 @@ def follow(walk: Walk, head_grads: Sequence[Any], wanted: Callable[[Any], bool],
 def _planned(walk: Walk, head_grads: Sequence[Any], wanted: Callable[[Any], bool], wait: bool) -> bool:
     """The wanted nodes' cotangents by the plan.  False, and nothing done, if there is none."""
     place = head_grads[0]._place
-    if walk.create or len(walk.nodes) > NODES or place.device is not HOST or not place.engine.calm():
+    if walk.create or walk.rows or len(walk.nodes) > NODES or place.device is not HOST or not place.engine.calm():
         return False
     results = [i for i, node in enumerate(walk.nodes) if wanted(node)]
     key = _signature(walk, head_grads, results)

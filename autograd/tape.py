@@ -24,6 +24,7 @@ from ..ndarray.array import Array
 from ..ndarray.buffer import Step
 from ..ndarray.line import DETACHED, Line
 from ..ndarray.shape import Shape, Strides, c_strides
+from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.schema import Attributes, Meta, Operator, Text, registry
 
 Entry = tuple["Node", int]
@@ -126,7 +127,7 @@ class Leaf:
     edges: tuple[()] = ()
     freed = None
 
-    def __init__(self, gradient: Array | None, request: str) -> None:
+    def __init__(self, gradient: Array | RowSparseNDArray | None, request: str) -> None:
         self.gradient, self.request = gradient, request
         self.number = number()
 
@@ -299,7 +300,7 @@ class Recorder:
         array._chunk.line = Line(array._shape, array._strides, array._offset, (node, index))
 
 
-def mark(array: Array, gradient: Array | None, request: str) -> None:
+def mark(array: Array, gradient: Array | RowSparseNDArray | None, request: str) -> None:
     """Make an array a leaf: its own line, with `gradient` as its gradient array.  What was on the tape is cut."""
     line = Line(array._shape, array._strides, array._offset)
     leaf = Leaf(gradient, request)

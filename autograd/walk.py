@@ -22,13 +22,14 @@ from ..engine import describe as describe_site
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Kept, Saved
 from ..ndarray.reading import describe
-from ..operators.faces import numpy_face
+from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
 from ..operators.schema import Operator, Text, size_of, zero
 from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
 from ..operators.tiny import NOW, Looks
 from . import regions
 from .regions import region_of
+from .rows import by_rows, wants
 from .tape import ASSIGN, VIEW, Node, entry_of
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
@@ -49,6 +50,8 @@ class Walk:
     """
 
     F: Any = numpy_face
+    #: whether a marked array wants a row-sparse gradient, see rows.py
+    rows = False
 
     def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
         self.retain, self.create = retain, create
@@ -123,7 +126,8 @@ class Walk:
             if own:
                 self.own.add((node, index))
         elif gradient is not ZERO:
-            arrived[index] = self.F.add(before, gradient)
+            face = nd_face if self.rows and wants(node) else self.F
+            arrived[index] = face.add(before, gradient)
             self.own.add((node, index))
 
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
@@ -148,6 +152,10 @@ class Walk:
             return
         if op in (VIEW, ASSIGN) and not self.create and self._in_regions(node, texts, arrived[0]):
             return
+        if self.rows:
+            texts = tuple([i for i in texts if not self._by_rows(node, i, arrived[0])])
+            if not texts:
+                return
         cotangents = self._named(node, arrived)
         for i in passing:
             g = cotangents["g"]
@@ -156,6 +164,16 @@ class Walk:
                 self._deliver(node, i, g)
         if texts:
             (self._record if self.create else self._push)(node, texts, cotangents)
+
+    def _by_rows(self, node: Node, index: int, g: Any) -> bool:
+        """A row-sparse gradient of a marked array that wants one."""
+        edge = self.edges[node][index]
+        if edge is None or g is None or g is ZERO:
+            return False
+        made = by_rows(node, index, edge[0], self._dense(node, 0, g), self.saved[node])
+        if made is not None:
+            self._arrive(edge[0], edge[1], made)
+        return made is not None
 
     def _in_regions(self, node: Node, texts: Sequence[int], g: Any) -> bool:
         """A view, or a write to a part, of a large array: see regions.py."""
@@ -189,7 +207,7 @@ class Walk:
     def _writable(self, node: Any, index: int) -> Any:
         """The cotangent, if it is the walk's own and lies in memory as it is."""
         found = self.cotangents.get(node, [None] * (index + 1))[index]
-        if found is None or found is ZERO or (node, index) not in self.own:
+        if not isinstance(found, Array) or (node, index) not in self.own:
             return None
         return found if found._strides is None and found._covers_chunk() else None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import engine as _engine
 from ..engine import ArgumentTypeError
-from . import random
+from . import random, sparse
 from ._late import nd_face as _nd_face
 from ._mxnet_format import FileFormatError
 from .array import Array
@@ -51,6 +51,7 @@ __all__ = [
     "num_gpus",
     "random",
     "save",
+    "sparse",
     "statistics",
     "to_dlpack_for_read",
     "to_dlpack_for_write",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..engine import ArgumentTypeError as ArgumentTypeError
-from . import random as random
+from . import random as random, sparse as sparse
 from ._mxnet_format import FileFormatError as FileFormatError
 from .array import Array as Array
 from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, current_context as current_context, gpu as gpu
@@ -127,6 +127,9 @@ def _np_negative(data: Any, *, out: Any = None, ctx: Context | None = None, name
 def _plus(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """add of each pair of elements."""
 
+def _random_bernoulli(prob: Any = 0.5, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """1 with probability prob, else 0.  `shape` elements; float32 by default."""
+
 def _random_exponential(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Exponential with rate lam.  `shape` elements; float32 by default."""
 
@@ -151,6 +154,9 @@ def _random_randint(low: Any, high: Any, shape: Any = None, dtype: Any = None, *
 def _random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Uniform in [low, high).  `shape` elements; float32 by default."""
 
+def _sample_bernoulli(prob: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """1 with probability prob, else 0.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
+
 def _sample_exponential(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Exponential with rate lam.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
@@ -166,7 +172,7 @@ def _sample_multinomial(data: Any, shape: Any = None, get_prob: Any = False, dty
 def _sample_negative_binomial(k: Any, p: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Failures before the k-th success, each success of probability p.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
-def _sample_normal(loc: Any, scale: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+def _sample_normal(mu: Any, sigma: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def _sample_poisson(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
@@ -180,6 +186,9 @@ def _shuffle(data: Any, *, out: Any = None, ctx: Context | None = None, name: st
 
 def abs(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """abs of each element."""
+
+def adagrad_update(weight: Any, grad: Any, history: Any, lr: Any, epsilon: Any = 1e-07, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """history += g^2;  weight - lr (g / sqrt(history + epsilon) + wd weight), g without weight decay."""
 
 def adam_update(weight: Any, grad: Any, mean: Any, var: Any, lr: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-08, wd: Any = 0.0, rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """mean = beta1 mean + (1 - beta1) g;  var = beta2 var + (1 - beta2) g^2;  weight - lr mean / (sqrt(var) + epsilon)."""
@@ -318,6 +327,9 @@ def broadcast_to(data: Any, shape: Any, *, out: Any = None, ctx: Context | None 
 
 def cast(data: Any, dtype: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in another dtype, by C's conversion (towards zero).  The gradient is cast back."""
+
+def cast_storage(data: Any, stype: Any) -> Any:
+    """A copy of another storage type: "default", "row_sparse" or "csr" (of two axes)."""
 
 def cbrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """cbrt of each element."""
@@ -640,6 +652,9 @@ def prod(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = Fals
 def radians(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """radians of each element."""
 
+def random_bernoulli(prob: Any = 0.5, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """1 with probability prob, else 0.  `shape` elements; float32 by default."""
+
 def random_exponential(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Exponential with rate lam.  `shape` elements; float32 by default."""
 
@@ -654,6 +669,30 @@ def random_negative_binomial(k: Any = 1, p: Any = 1.0, shape: Any = None, dtype:
 
 def random_normal(loc: Any = 0.0, scale: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normal with mean loc and standard deviation scale.  `shape` elements; float32 by default."""
+
+def random_pdf_dirichlet(sample: Any, alpha: Any, is_log: Any = False) -> Any:
+    """Density of the Dirichlet distribution; its logarithm with `is_log`."""
+
+def random_pdf_exponential(sample: Any, lam: Any, is_log: Any = False) -> Any:
+    """Density of the exponential distribution of rate lam; its logarithm with `is_log`."""
+
+def random_pdf_gamma(sample: Any, alpha: Any, beta: Any, is_log: Any = False) -> Any:
+    """Density of the gamma distribution of shape alpha and rate beta; its logarithm with `is_log`."""
+
+def random_pdf_generalized_negative_binomial(sample: Any, mu: Any, alpha: Any, is_log: Any = False) -> Any:
+    """Probability by the negative binomial distribution of mean mu and dispersion alpha; its logarithm with `is_log`."""
+
+def random_pdf_negative_binomial(sample: Any, k: Any, p: Any, is_log: Any = False) -> Any:
+    """Probability of so many failures before the k-th success, each of probability p; its logarithm with `is_log`."""
+
+def random_pdf_normal(sample: Any, mu: Any, sigma: Any, is_log: Any = False) -> Any:
+    """Density of the normal distribution; its logarithm with `is_log`.  Shapes: (s..., m...), (s...), (s...)."""
+
+def random_pdf_poisson(sample: Any, lam: Any, is_log: Any = False) -> Any:
+    """Probability by the Poisson distribution of mean lam; its logarithm with `is_log`."""
+
+def random_pdf_uniform(sample: Any, low: Any, high: Any, is_log: Any = False) -> Any:
+    """Density of the uniform distribution on [low, high]; its logarithm with `is_log`."""
 
 def random_poisson(lam: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Poisson with mean lam.  `shape` elements; float32 by default."""
@@ -709,6 +748,9 @@ def round_half_away(data: Any, *, out: Any = None, ctx: Context | None = None, n
 def rsqrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / sqrt(x) of each element."""
 
+def sample_bernoulli(prob: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """1 with probability prob, else 0.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
+
 def sample_exponential(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Exponential with rate lam.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
@@ -724,7 +766,7 @@ def sample_multinomial(data: Any, shape: Any = None, get_prob: Any = False, dtyp
 def sample_negative_binomial(k: Any, p: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Failures before the k-th success, each success of probability p.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
-def sample_normal(loc: Any, scale: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+def sample_normal(mu: Any, sigma: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normal with mean loc and standard deviation scale.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
 def sample_poisson(lam: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
@@ -807,6 +849,9 @@ def sort(data: Any, axis: Any = -1, is_ascend: Any = True, *, out: Any = None, c
 
 def space_to_depth(data: Any, block_size: int) -> Any:
     """Blocks of pixels to channels: (n, c, h*b, w*b) -> (n, b*b*c, h, w)."""
+
+def sparse_retain(data: Any, indices: Any) -> Any:
+    """The rows of these indices of a row-sparse array, stored even where they are 0.  MXNet: sparse.retain."""
 
 def split(data: Any, num_outputs: int, axis: int = 1, squeeze_axis: bool = False) -> Any:
     """Equal parts along an axis: a list of arrays, or the array if there is one; `squeeze_axis` drops an axis of 1."""

@@ -14,6 +14,7 @@ A context is two int32.  V3 is V2 with NumPy's shapes: axes 0 is a scalar, -1 no
 MXNet reads V3 only under `npx.set_np()` and the others only without, so all arrays of a file are of one version.
 Sparse arrays (storage 1 and 2) have the shape of their elements before the shape (MXNet may write it before it knows
 it: that of the indices counts); after the type, a type and a shape for each array of indices; those after the elements.
+Of csr the first is indptr.  With V3 MXNet writes no sparse arrays.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import math
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from ..engine import ArgumentError
 from .device import RawArray
 from .dtype import BOOL, DType
 from .shape import Shape
+from .sparse_arrays import KINDS
 
 MAGIC = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -38,8 +40,17 @@ FLAGS = {np.dtype(name): flag for flag, name in TYPES.items()}
 #: what later versions of MXNet write and this library has no arrays of: the name, and the bytes of an element
 FOREIGN = {8: ("int16", 2), 9: ("uint16", 2), 10: ("uint32", 4), 11: ("uint64", 8), 12: ("bfloat16", 2)}
 SPARSE = {1: ("row_sparse", 1), 2: ("csr", 2)}
+STORAGE = {stype: storage for storage, (stype, _) in SPARSE.items()}
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes read at once from what is compressed
+
+
+class Parts(NamedTuple):
+    """A sparse array on the host: data, indices and, for csr, indptr."""
+
+    stype: str
+    shape: Shape
+    parts: tuple[RawArray, ...]
 
 
 class FileFormatError(ArgumentError):
@@ -155,7 +166,7 @@ def _lengths(source: Source, axes: int, wide: bool) -> Shape:
     return source.numbers(f"{axes}{'q' if wide else 'I'}", "lengths of the axes")
 
 
-def _array(source: Source) -> tuple[RawArray | None, str]:
+def _array(source: Source) -> tuple[RawArray | Parts | None, str]:
     """The next array; or None, when all of it has been passed over, and why it cannot be had."""
     version = source.number("I", "version")
     storage = 0
@@ -180,41 +191,60 @@ def _array(source: Source) -> tuple[RawArray | None, str]:
     if flag not in TYPES and flag not in FOREIGN:
         raise source.fault(f"unknown element type {flag}", source.offset - 4)
     if storage in SPARSE:
-        _skip_sparse(source, storage, shape, flag)
-        return None, f"is sparse ({SPARSE[storage][0]}), and there are dense arrays only: save it by tostype('default')"
+        return _sparse(source, storage, shape, flag)
     if flag in FOREIGN:
         source.skip(source.nbytes(shape, _itemsize(flag)), "elements")
-        return None, f"has elements of type {FOREIGN[flag][0]}: one of {', '.join(TYPES.values())} expected"
+        return None, _unknown(flag)
     return source.elements(shape, np.dtype(TYPES[flag])), ""
 
 
-def _skip_sparse(source: Source, storage: int, shape: Shape, flag: int) -> None:
-    """Pass over what follows the type of a sparse array."""
-    indices: Shape = ()
-    sizes = []
-    for _ in range(SPARSE[storage][1]):
-        kind = source.number("i", "type of indices")
-        if kind not in TYPES and kind not in FOREIGN:
-            raise source.fault(f"unknown type of indices {kind}", source.offset - 4)
-        indices = _shape(source) or ()
-        sizes.append(source.nbytes(indices, _itemsize(kind)))
+def _sparse(source: Source, storage: int, shape: Shape, flag: int) -> tuple[Parts | None, str]:
+    """What follows the type of a sparse array."""
+    stype, count = SPARSE[storage]
+    kinds, forms = [], []
+    for _ in range(count):
+        kinds.append(source.number("i", "type of indices"))
+        if kinds[-1] not in TYPES and kinds[-1] not in FOREIGN:
+            raise source.fault(f"unknown type of indices {kinds[-1]}", source.offset - 4)
+        forms.append(_shape(source) or ())
     # the last array of indices has one for each element, or for each row
-    sizes.append(source.nbytes(indices + shape[1:] if storage == 1 else indices, _itemsize(flag)))
-    for size in sizes:
-        source.skip(size, "elements")
+    forms.append(forms[-1] + shape[1:] if stype == "row_sparse" else forms[-1])
+    kinds.append(flag)
+    source.nbytes(shape, 8)
+    sizes = [source.nbytes(form, _itemsize(kind)) for form, kind in zip(forms, kinds, strict=True)]
+    foreign = [kind for kind in kinds if kind in FOREIGN]
+    if foreign:
+        source.skip(sum(sizes), "elements")
+        return None, _unknown(foreign[0])
+    start = source.offset
+    data = source.elements(forms[-1], np.dtype(TYPES[flag]))
+    structure = [source.elements(form, np.dtype(TYPES[k])) for form, k in zip(forms[:-1], kinds, strict=False)]
+    if any(part.dtype.kind not in "iu" for part in structure):
+        raise source.fault("indices of whole numbers expected", start)
+    structure = [part.astype(np.int64, copy=False) for part in reversed(structure)]  # indptr comes first in a file
+    if stype == "csr" and not structure[1].size and not data.size:  # nothing was ever stored
+        structure[1] = np.zeros(min(shape[0], source.size) + 1, np.int64)
+    why = KINDS[stype]._fault(shape, data.shape, *structure)
+    if why is not None:
+        raise source.fault(f"{stype} {clipped(shape)}: {clipped(why)}", start)
+    return Parts(stype, shape, (data, *structure)), ""
+
+
+def _unknown(flag: int) -> str:
+    return f"has elements of type {FOREIGN[flag][0]}: one of {', '.join(TYPES.values())} expected"
 
 
 def _itemsize(flag: int) -> int:
     return FOREIGN[flag][1] if flag in FOREIGN else np.dtype(TYPES[flag]).itemsize
 
 
-def read(source: Source) -> list[RawArray] | dict[str, RawArray]:
+def read(source: Source) -> list[RawArray | Parts] | dict[str, RawArray | Parts]:
     """The arrays of a file: a dict if they have names."""
     magic, reserved, count = source.numbers("QQQ", "header")
     if magic != MAGIC or reserved != 0:
         raise source.fault("no file of MXNet's arrays", 0)
     source.need(4 * count, f"{count} arrays")  # none is smaller
-    arrays: list[RawArray] = []
+    arrays: list[RawArray | Parts] = []
     for i in range(count):
         source.array = i
         start = source.offset
@@ -261,18 +291,29 @@ def _names(source: Source, count: int) -> list[str]:
     return list(names)
 
 
-def write(stream: BinaryIO, names: Sequence[str] | None, arrays: Sequence[RawArray]) -> None:
+def write(stream: BinaryIO, names: Sequence[str] | None, arrays: Sequence[RawArray | Parts]) -> None:
     """A file that MXNet 1.x reads; V3 if one array has no axes, which V2 cannot say."""
-    scalars = any(not raw.shape for raw in arrays)
+    version = V3 if any(not array.shape for array in arrays) else V2
     stream.write(struct.pack("<QQQ", MAGIC, 0, len(arrays)))
-    for raw in arrays:
-        form = f"<Iii{raw.ndim}qiii"
-        stream.write(struct.pack(form, V3 if scalars else V2, 0, raw.ndim, *raw.shape, 1, 0, FLAGS[raw.dtype]))
-        stream.write(octets(raw))
+    for array in arrays:
+        data, *structure = (array,) if not isinstance(array, Parts) else array.parts
+        structure.reverse()
+        stream.write(struct.pack("<Ii", version, STORAGE[array.stype] if isinstance(array, Parts) else 0))
+        if isinstance(array, Parts):
+            stream.write(_packed(data.shape))
+        stream.write(_packed(array.shape) + struct.pack("<iii", 1, 0, FLAGS[data.dtype]))
+        for part in structure:
+            stream.write(struct.pack("<i", FLAGS[part.dtype]) + _packed(part.shape))
+        for part in (data, *structure):
+            stream.write(octets(part))
     stream.write(struct.pack("<Q", len(names or ())))
     for name in names or ():
-        data = name.encode("utf-8")
-        stream.write(struct.pack("<Q", len(data)) + data)
+        text = name.encode("utf-8")
+        stream.write(struct.pack("<Q", len(text)) + text)
+
+
+def _packed(shape: Shape) -> bytes:
+    return struct.pack(f"<i{len(shape)}q", len(shape), *shape)
 
 
 def octets(raw: RawArray) -> memoryview:

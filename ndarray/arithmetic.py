@@ -13,9 +13,10 @@ import numpy as np
 from ..engine import ArgumentTypeError
 from .array import Array
 from .reading import describe
+from .sparse_arrays import BaseSparseNDArray
 
 SCALARS = (bool, int, float, np.bool_, np.integer, np.floating)
-OPERANDS = (Array, *SCALARS, np.ndarray)
+OPERANDS = (Array, *SCALARS, np.ndarray, BaseSparseNDArray)
 
 
 BINARY = {

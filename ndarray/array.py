@@ -320,6 +320,9 @@ class Array(Interchange):
         """Copy into another array (its shape; cast to its dtype), or to a new array on a context.  Never blocks."""
         if isinstance(other, Context):
             return self._ops.copy(self, ctx=other)
+        if hasattr(other, "tostype") and not isinstance(other, Array):
+            other[:] = self
+            return other
         if not isinstance(other, Array):
             raise ArgumentTypeError(f"[copyto] {other!r}: an array or a Context expected")
         if other is self:
@@ -347,12 +350,11 @@ class Array(Interchange):
     def attach_grad(self, grad_req: str = "write", stype: str | None = None) -> None:
         """Mark the array: `backward` puts the gradient with respect to it into `self.grad`, which starts as zeros.
 
-        `grad_req`: "write" replaces the old gradient, "add" adds to it, "null" computes none.  An array that was on the
-        tape is cut from it.  Never blocks; ArgumentError at the call.
+        `grad_req`: "write" replaces the old gradient, "add" adds to it, "null" computes none.  `stype`: that of the
+        gradient, "default" or "row_sparse".  An array that was on the tape is cut from it.  Never blocks; ArgumentError
+        at the call.
         """
-        if stype not in (None, "default"):
-            raise ArgumentError(f"[attach_grad] stype {stype!r}: gradients are dense ('default')")
-        autograd.attach_grad(self, grad_req)
+        autograd.attach_grad(self, grad_req, stype)
 
     @property
     def grad(self) -> Self | None:

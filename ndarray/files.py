@@ -26,6 +26,7 @@ from .context import cpu
 from .device import RawArray
 from .dtype import KNOWN, NAMES
 from .ndarray import NDArray
+from .sparse_arrays import KINDS, BaseSparseNDArray
 
 #: a compressed archive may become so many times larger, and a megabyte
 INFLATION = 16
@@ -49,7 +50,7 @@ def save(fname: str | os.PathLike[str], data: Any, format: str | None = None) ->
     fname : str or path
         An old file of this name is replaced at the end, in one step; until then, and if anything fails, it stays.
     data : array, sequence of arrays, or dict of str to array
-        Without names, "npz" and "safetensors" call them arr_0, arr_1, ...
+        Sparse arrays in "mxnet" only.   Without names, "npz" and "safetensors" call them arr_0, arr_1, ...
     format : str
         "mxnet", "npz" or "safetensors" (which needs the package safetensors).  Default: by the suffix of `fname`,
         ".npz" or ".safetensors"; any other means "mxnet".
@@ -73,8 +74,13 @@ def save(fname: str | os.PathLike[str], data: Any, format: str | None = None) ->
         if (why := form.unfit(name)) is not None:
             raise ArgumentError(f"[save] {clipped(path)}: the name {clipped(repr(name))} {why}")
     labels: Sequence[str] | range = names if names is not None else range(len(arrays))
-    held = [array._hold() for array in arrays]  # the values as of now, without copies
-    values = _views(path, labels, held)
+    _check_sparse(path, kind, labels, arrays)
+    # the values as of now, without copies
+    held = [[part._hold() for part in (a._parts if isinstance(a, BaseSparseNDArray) else (a,))] for a in arrays]
+    values = [
+        mxnet.Parts(array.stype, array.shape, tuple(views)) if isinstance(array, BaseSparseNDArray) else views[0]
+        for array, views in zip(arrays, _views(path, labels, held), strict=True)
+    ]
     _replace(path, lambda stream: form.write(stream, names, values))
 
 
@@ -84,7 +90,7 @@ def load(fname: str | os.PathLike[str], format: str | None = None) -> Any:
     Parameters
     ----------
     fname : str or path
-        A file of MXNet 1.x (versions 0 to 3, dense arrays), of `numpy.savez`, or of safetensors.
+        A file of MXNet 1.x (versions 0 to 3, dense and sparse arrays), of `numpy.savez`, or of safetensors.
     format : str
         "mxnet", "npz" or "safetensors"; anything else is then an error.  Default: what the first bytes say.
 
@@ -143,9 +149,9 @@ def _kind(what: str, format: Any) -> str | None:
     raise ArgumentError(f"[{what}] format {format!r}: one of {', '.join(_FORMATS)} expected")
 
 
-def _items(data: Any) -> tuple[list[str] | None, list[Array]]:
+def _items(data: Any) -> tuple[list[str] | None, list[Array | BaseSparseNDArray]]:
     names: list[str] | None = None
-    if isinstance(data, Array):
+    if isinstance(data, Array | BaseSparseNDArray):
         arrays = [data]
     elif isinstance(data, Mapping):
         names, arrays = list(data.keys()), list(data.values())
@@ -156,9 +162,21 @@ def _items(data: Any) -> tuple[list[str] | None, list[Array]]:
     for label, array in zip(names if names is not None else range(len(arrays)), arrays, strict=True):
         if names is not None and not isinstance(label, str):
             raise ArgumentTypeError(f"[save] the name {label!r}: a str expected")
-        if not isinstance(array, Array):
+        if not isinstance(array, Array | BaseSparseNDArray):
             raise ArgumentTypeError(f"[save] array {clipped(label)}: {type(array).__name__}, not an array")
     return names, arrays
+
+
+def _check_sparse(
+    path: str, kind: str, labels: Sequence[str] | range, arrays: Sequence[Array | BaseSparseNDArray]
+) -> None:
+    for label, array in zip(labels, arrays, strict=True):
+        if isinstance(array, BaseSparseNDArray) and (kind != "mxnet" or not all(a.shape for a in arrays)):
+            beside = "no sparse arrays" if kind != "mxnet" else "none beside arrays of shape ()"
+            raise ArgumentError(
+                f"[save] {clipped(path)}: array {clipped(label)} is {array.stype}, and files of {kind} have {beside}; "
+                "save it by tostype('default')"
+            )
 
 
 def _unfit(name: str) -> str | None:
@@ -186,17 +204,20 @@ def _unfit_safetensors(name: str) -> str | None:
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
-def _views(path: str, labels: Sequence[str] | range, held: Sequence[tuple[Lease, Operation | None]]) -> list[RawArray]:
-    """The values, when they are there.  Their bytes stay as long as the leases live."""
-    for label, (saved, writer) in zip(labels, held, strict=True):
-        if writer is not None:
-            try:
-                saved.buffer.engine.wait_op(writer, None)
-                writer.raise_error()
-            except Exception as error:
-                error.add_note(f"[save] {clipped(path)}: array {clipped(label)}; the file is as it was")
-                raise
-    return [saved.buffer.view(saved.shape, saved.strides, saved.offset) for saved, _ in held]
+def _views(
+    path: str, labels: Sequence[str] | range, held: Sequence[Sequence[tuple[Lease, Operation | None]]]
+) -> list[list[RawArray]]:
+    """The values of each array's parts, when they are there.  Their bytes stay as long as the leases live."""
+    for label, parts in zip(labels, held, strict=True):
+        for saved, writer in parts:
+            if writer is not None:
+                try:
+                    saved.buffer.engine.wait_op(writer, None)
+                    writer.raise_error()
+                except Exception as error:
+                    error.add_note(f"[save] {clipped(path)}: array {clipped(label)}; the file is as it was")
+                    raise
+    return [[saved.buffer.view(saved.shape, saved.strides, saved.offset) for saved, _ in parts] for parts in held]
 
 
 def _replace(path: str, write: Callable[[BinaryIO], None]) -> None:
@@ -287,8 +308,14 @@ def _load(source: Source, kind: str | None) -> Any:
         raise source.fault("neither a file of MXNet's arrays, nor an archive of NumPy's, nor safetensors")
     result = _FORMATS[found].read(source)
     if isinstance(result, dict):
-        return {name: NDArray._from_host(raw, cpu()) for name, raw in result.items()}
-    return [NDArray._from_host(raw, cpu()) for raw in result]
+        return {name: _loaded(value) for name, value in result.items()}
+    return [_loaded(value) for value in result]
+
+
+def _loaded(value: RawArray | mxnet.Parts) -> NDArray | BaseSparseNDArray:
+    if isinstance(value, mxnet.Parts):
+        return KINDS[value.stype]._of(value.shape, *(NDArray._from_host(part, cpu()) for part in value.parts))
+    return NDArray._from_host(value, cpu())
 
 
 def _by_content(head: bytes) -> str | None:
@@ -385,7 +412,7 @@ def _read_safetensors(source: Source) -> dict[str, RawArray]:
 
 class _Format(NamedTuple):
     read: Callable[[Source], Any]
-    write: Callable[[BinaryIO, Sequence[str] | None, Sequence[RawArray]], None]
+    write: Callable[[BinaryIO, Sequence[str] | None, Sequence[Any]], None]
     unfit: Callable[[str], str | None]
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import ArgumentError
+from ..engine import ArgumentError, ArgumentTypeError
 from ..engine.parallel import parallel
 from ._late import nd_face
+from .array import Array
 from .context import Context
 
 Seed = tuple[tuple[int, int], int]  # (Philox key, number of the operation)
@@ -28,10 +29,20 @@ class Stream:
 
     __slots__ = ("key", "numbers")
 
-    def __init__(self, seed_state: int, device_id: int) -> None:
+    def __init__(self, key: tuple[int, int], number: int = 0) -> None:
+        self.key = key
+        self.numbers: Iterator[int] = itertools.count(number)
+
+    @classmethod
+    def seeded(cls, seed_state: int, device_id: int) -> Stream:
+        """The stream of a seed."""
         first, second = np.random.SeedSequence((seed_state, device_id)).generate_state(2, np.uint64)
-        self.key = (int(first), int(second))
-        self.numbers: Iterator[int] = itertools.count()
+        return cls((int(first), int(second)))
+
+    @property
+    def number(self) -> int:
+        """The next number, which stays: its text is the one thing that a count tells without counting."""
+        return int(repr(self.numbers)[len("count(") : -1])
 
 
 _streams: dict[str, Stream] = {}
@@ -47,7 +58,7 @@ def take(context: Context) -> Seed:
     name = _name(context)
     stream = _streams.get(name)
     if stream is None:
-        stream = _streams.setdefault(name, Stream(_seed_of_new[0], context.device_id))
+        stream = _streams.setdefault(name, Stream.seeded(_seed_of_new[0], context.device_id))
     return stream.key, next(stream.numbers)
 
 
@@ -71,12 +82,48 @@ def seed(seed_state: int, ctx: Context | str = "all") -> None:
     if not isinstance(seed_state, int | np.integer) or seed_state < 0:
         raise ArgumentError(f"[seed] {seed_state!r}: an int from 0 expected")
     if isinstance(ctx, Context):
-        _streams[_name(ctx)] = Stream(int(seed_state), ctx.device_id)
+        _streams[_name(ctx)] = Stream.seeded(int(seed_state), ctx.device_id)
     elif ctx == "all":
         _seed_of_new[0] = int(seed_state)
         _streams.clear()
     else:
         raise ArgumentError(f"[seed] {ctx!r}: a Context or 'all' expected")
+
+
+def get_state() -> dict[str, Any]:
+    """The state of the random generators of all devices: plain numbers, for `set_state` and for files of JSON.
+
+    It is that after all operations pushed so far.  Never blocks.
+    """
+    return {"seed": _seed_of_new[0], "streams": {name: [*s.key, s.number] for name, s in list(_streams.items())}}
+
+
+def set_state(state: Any) -> None:
+    """Go on from a state that `get_state` gave: the same program then gives the same bytes.
+
+    Never blocks: operations pushed before keep their numbers.   Raises: ArgumentError at the call.
+
+    >>> import vardag as vd
+    >>> state = vd.random.get_state(); a = vd.nd.random.normal(shape=3).asnumpy()
+    >>> vd.random.set_state(state); bool((vd.nd.random.normal(shape=3).asnumpy() == a).all())
+    True
+    """
+    try:
+        first = _natural(state["seed"])
+        streams = {
+            str(name): Stream((_natural(a), _natural(b)), _natural(n)) for name, (a, b, n) in state["streams"].items()
+        }
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise ArgumentError("[set_state] a state that get_state gave expected") from None
+    _seed_of_new[0] = first
+    _streams.clear()
+    _streams.update(streams)
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError
+    return value
 
 
 BLOCK = 1 << 16  # numbers: part of the definition of what a seed gives
@@ -183,6 +230,11 @@ def randint(low: int, high: int, shape: Any = None, dtype: Any = None, ctx: Any 
     return nd_face.random_randint(low=low, high=high, shape=shape, dtype=dtype, ctx=ctx, out=out)
 
 
+def bernoulli(prob: Any = 0.5, shape: Any = None, dtype: Any = None, ctx: Any = None, out: Any = None) -> Any:
+    """1 with probability prob, else 0.  For the rest see `uniform`."""
+    return _draw("bernoulli", (prob,), shape, dtype, ctx, out)
+
+
 def multinomial(data: Any, shape: Any = None, get_prob: bool = False, out: Any = None, dtype: Any = "int32") -> Any:
     """Indices along the last axis of data, drawn by the probabilities there.
 
@@ -203,3 +255,49 @@ def multinomial(data: Any, shape: Any = None, get_prob: bool = False, out: Any =
 def shuffle(data: Any, out: Any = None) -> Any:
     """The elements along the first axis of data in random order.  Never blocks."""
     return nd_face.shuffle(data, out=out)
+
+
+# ---- draws of the shape of an array ----------------------------------------------------------------------------------
+
+
+def _draw_like(name: str, data: Any, out: Any, **parameters: float) -> Any:
+    """Numbers of the shape, the dtype (float32, if that is of integers) and the context of an array."""
+    if not isinstance(data, Array):
+        raise ArgumentTypeError(f"[{name}_like] {data!r}: an array expected")
+    dtype = data._dtype if data._dtype.kind == "f" else None
+    return getattr(nd_face, f"random_{name}")(shape=data.shape, dtype=dtype, ctx=data.context, out=out, **parameters)
+
+
+def uniform_like(data: Any, low: float = 0, high: float = 1, out: Any = None) -> Any:
+    """`uniform` of the shape, the dtype and the context of an array, whose values don't matter.  Never blocks."""
+    return _draw_like("uniform", data, out, low=low, high=high)
+
+
+def normal_like(data: Any, loc: float = 0, scale: float = 1, out: Any = None) -> Any:
+    """`normal` of the shape, the dtype and the context of an array.  Never blocks."""
+    return _draw_like("normal", data, out, loc=loc, scale=scale)
+
+
+def gamma_like(data: Any, alpha: float = 1, beta: float = 1, out: Any = None) -> Any:
+    """`gamma` of the shape, the dtype and the context of an array.  Never blocks."""
+    return _draw_like("gamma", data, out, alpha=alpha, beta=beta)
+
+
+def exponential_like(data: Any, lam: float = 1, out: Any = None) -> Any:
+    """Exponential numbers of *rate* lam, of the shape, the dtype and the context of an array.  Never blocks."""
+    return _draw_like("exponential", data, out, lam=lam)
+
+
+def poisson_like(data: Any, lam: float = 1, out: Any = None) -> Any:
+    """`poisson` of the shape, the dtype and the context of an array.  Never blocks."""
+    return _draw_like("poisson", data, out, lam=lam)
+
+
+def negative_binomial_like(data: Any, k: float = 1, p: float = 1, out: Any = None) -> Any:
+    """`negative_binomial` of the shape, the dtype and the context of an array.  Never blocks."""
+    return _draw_like("negative_binomial", data, out, k=k, p=p)
+
+
+def generalized_negative_binomial_like(data: Any, mu: float = 1, alpha: float = 1, out: Any = None) -> Any:
+    """`generalized_negative_binomial` of the shape, the dtype and the context of an array.  Never blocks."""
+    return _draw_like("generalized_negative_binomial", data, out, mu=mu, alpha=alpha)

@@ -150,4 +150,6 @@ def describe(value: Any) -> str:
         return f"{value._dtype}{value._shape}"
     if isinstance(value, np.ndarray):
         return f"numpy {value.dtype}{value.shape}"
+    if hasattr(value, "_words"):  # a sparse array
+        return str(value._words)
     return repr(value.item() if isinstance(value, np.generic) else value)

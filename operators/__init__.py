@@ -8,6 +8,7 @@ from . import (
     batch_norm,
     convolution,
     creation,
+    csr,
     elementwise,
     indexing,
     linalg,
@@ -20,16 +21,20 @@ from . import (
     optimizer_sums,
     pooling,
     random,
+    random_pdf,
     reduction,
     shaping,
     slicing,
     softmax,
     sorting,
+    sparse,
+    sparse_updates,
 )
 from .faces import nd_face, numpy_face, publish
 from .schema import Operator, registry
 
 publish()
+sparse.publish()
 
 __all__ = [
     "Operator",
@@ -38,6 +43,7 @@ __all__ = [
     "batch_norm",
     "convolution",
     "creation",
+    "csr",
     "elementwise",
     "indexing",
     "linalg",
@@ -52,10 +58,13 @@ __all__ = [
     "optimizer_sums",
     "pooling",
     "random",
+    "random_pdf",
     "reduction",
     "registry",
     "shaping",
     "slicing",
     "softmax",
     "sorting",
+    "sparse",
+    "sparse_updates",
 ]

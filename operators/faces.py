@@ -21,6 +21,7 @@ from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
+from ..ndarray.sparse_arrays import CSRNDArray, RowSparseNDArray
 from .calls import Calls
 from .fusion import FUSE
 from .in_place import in_place
@@ -62,6 +63,7 @@ class Rule:
 PLAIN = Rule()
 MISSING: Any = object()
 Method = Callable[..., Any]
+SPARSE = frozenset((RowSparseNDArray, CSRNDArray))
 
 
 def bound(op: Operator, order: Sequence[str], arguments: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
@@ -86,7 +88,9 @@ def bound(op: Operator, order: Sequence[str], arguments: tuple[Any, ...], named:
 
 
 def _refuse(op: Operator, name: str, value: Any) -> Error:
-    return ArgumentTypeError(f"[{op.name}] {name} {value!r}: an array{' or a number' * op.elementwise} expected")
+    return ArgumentTypeError(
+        f"[{op.name}] {name} {describe(value)}: an array{' or a number' * op.elementwise} expected"
+    )
 
 
 class Face:
@@ -245,6 +249,8 @@ class NDFace(Face):
     """MXNet 1.x's rules."""
 
     cls = NDArray
+    #: (operator, its function, operands, attributes, out) -> what a call with a sparse array gives (sparse.py)
+    sparse: Callable[..., Any]
 
     def _publish(self, op: Operator) -> None:
         if op.nd is False:
@@ -270,6 +276,9 @@ class NDFace(Face):
                     return done
             elif ctx is None and calls.run_into(arguments, named, out):
                 return out
+            if not SPARSE.isdisjoint(map(type, (*arguments, *named.values(), out))):
+                given = {rename.get(n, n): v for n, v in named.items() if n != "name"}
+                return self.sparse(op, call, bound(op, order, arguments, given), given, out)
             meant, inputs, attributes, dtype = resolve(arguments, named)
             context = None if ctx is None else as_context(ctx)
             return invoke(meant, inputs, attributes, out, cls=NDArray, context=context, dtype=dtype, zero_d=rule.zero_d)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ndarray.array import Array
+from ..ndarray.sparse_arrays import BaseSparseNDArray
 
 GIVING = frozenset(
     (
@@ -46,7 +47,7 @@ def keeping(call: Callable[..., Any]) -> Callable[..., Any]:
         given = [*arguments, *named.values()]
         if given and isinstance(given[0], list | tuple):
             given = [*given[0]]
-        if out is None and all(x._logical for x in given if isinstance(x, Array)):
+        if out is None and all(x._logical for x in given if isinstance(x, Array | BaseSparseNDArray)):
             for array in made if isinstance(made, tuple | list) else (made,):
                 array._logical = True
         return made

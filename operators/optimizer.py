@@ -215,6 +215,28 @@ def adam_update(
     do.subtract(weight, t, out)
 
 
+@_update("history", lr=0.1)
+def adagrad_update(
+    do: Calls, weight: Any, grad: Any, history: Any, *, lr: float, epsilon: float = 1e-7, wd: float = 0.0,
+    rescale_grad: float = 1.0, clip_gradient: float = -1.0, out: Any,
+) -> None:  # fmt: skip
+    """history += g^2;  weight - lr (g / sqrt(history + epsilon) + wd weight), g without weight decay.
+
+    Source: Duchi et al. 2011.
+    """
+    g = do.gradient(grad, weight, rescale_grad, clip_gradient)
+    t, decay = do.new(), do.new()
+    do.multiply(g, g, t)
+    do.add(history, t, history)
+    do.add(history, epsilon, t)
+    do.sqrt(t, t)
+    do.divide(g, t, t)
+    do.multiply(weight, wd, decay)
+    do.add(t, decay, t)
+    do.multiply(t, lr, t)
+    do.subtract(weight, t, out)
+
+
 @_update("n", lr=0.1)
 def rmsprop_update(
     do: Calls, weight: Any, grad: Any, n: Any, *, lr: float, gamma1: float = 0.95, epsilon: float = 1e-8,

@@ -22,6 +22,7 @@ from .schema import Attributes, Inferred, Metas, Operator, Sample, operator, reg
 
 INT32 = np.dtype(np.int32)
 DRAWN = Rule(dtype="kernel", method=False)
+ARRAYS = Rule(dtype="kernel", method=False, rename={"mu": "loc", "sigma": "scale"})
 
 
 def _shape(attributes: Attributes) -> Shape:
@@ -87,7 +88,7 @@ def _distribution(
         samples=[Sample(shape=(2, 3), **defaults)], doc=f"{doc}  `shape` elements; float32 by default.",
     )(from_numbers)  # fmt: skip
     operator(
-        f"sample_{name}", infer=arrays, random=True, nd=DRAWN, aliases=(f"_sample_{name}",), widen=False,
+        f"sample_{name}", infer=arrays, random=True, nd=ARRAYS, aliases=(f"_sample_{name}",), widen=False,
         samples=[Sample(*(np.full(2, float(v)) for v in defaults.values()), shape=(3,))],
         doc=f"{doc}  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default.",
     )(from_arrays)  # fmt: skip
@@ -129,6 +130,9 @@ _distribution(
     "generalized_negative_binomial", "Poisson, with means from a gamma distribution of mean mu and dispersion alpha.",
     "mu >= 0 and alpha > 0", lambda mu, alpha: mu >= 0 and alpha > 0,
     lambda rng, shape, dtype, mu=1.0, alpha=1.0: rng.poisson(rng.standard_gamma(1 / alpha, shape) * (mu * alpha)))
+_distribution(
+    "bernoulli", "1 with probability prob, else 0.", "0 <= prob <= 1", lambda prob: 0 <= prob <= 1,
+    lambda rng, shape, dtype, prob=0.5: rng.random(shape, dtype) < prob)
 # fmt: on
 
 

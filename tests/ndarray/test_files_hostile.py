@@ -136,7 +136,10 @@ def attempt(data: bytes, format: str | None) -> str:
         assert error.offset is not None
         return "refused"
     for array in found.values() if isinstance(found, dict) else found:
-        assert array.asnumpy().nbytes == array.nbytes
+        if isinstance(array, nd.sparse.BaseSparseNDArray):
+            array.check_format()
+        else:
+            assert array.asnumpy().nbytes == array.nbytes
     return "loaded"
 
 

@@ -61,6 +61,12 @@ def adam(w: Any, g: Any, s: list[Any], t: int) -> Any:
     return w - LR * s[0] / (np.sqrt(s[1]) + 1e-3)
 
 
+def adagrad(w: Any, g: Any, s: list[Any], t: int) -> Any:
+    g = np.clip(g * RESCALE, -LIMIT, LIMIT)
+    s[0] = s[0] + g * g
+    return w - LR * (g / np.sqrt(s[0] + 1e-3) + WD * w)
+
+
 def rmsprop(w: Any, g: Any, s: list[Any], t: int) -> Any:
     g = before(w, g)
     s[0] = 0.9 * s[0] + 0.1 * g * g
@@ -112,6 +118,7 @@ UPDATES: dict[str, tuple[str, Callable[..., Any], int, dict[str, Any]]] = {
     "signsgd": ("signsgd_update", signsgd, 0, {}),
     "signum": ("signum_update", signum, 1, {"momentum": 0.9, "wd_lh": 0.2}),
     "adam": ("adam_update", adam, 2, RATES),
+    "adagrad": ("adagrad_update", adagrad, 1, {"epsilon": 1e-3}),
     "rmsprop": ("rmsprop_update", rmsprop, 1, {"gamma1": 0.9, "epsilon": 1e-3, "clip_weights": 1.1}),
     "alex": (
         "rmspropalex_update",

@@ -96,8 +96,8 @@ UNREFERENCED: dict[str, str] = {
     **dict.fromkeys(
         (
             "sgd_update", "sgd_mom_update", "nag_mom_update", "signsgd_update", "signum_update", "adam_update",
-            "rmsprop_update", "rmspropalex_update", "ftrl_update", "ftml_update", "lamb_update_phase1",
-            "lamb_update_phase2",
+            "adagrad_update", "rmsprop_update", "rmspropalex_update", "ftrl_update", "ftml_update",
+            "lamb_update_phase1", "lamb_update_phase2",
         ),
         "changes its state; its formula is in test_optimizer.py",
     ),
@@ -404,6 +404,8 @@ def test_zero_size_inputs(op: Operator) -> None:
     """An axis of length 0: the operator refuses it at the call, or works, as NumPy where there is a reference."""
     if "strides" in op.attributes:
         pytest.skip("its attributes are a geometry over an array of exactly this shape")
+    if "indptr" in op.inputs:
+        pytest.skip("its inputs are the parts of a sparse array, which fit together")
     reference, worked = reference_of(op), 0
     for case in cases(op):
         raws = case.raws()
