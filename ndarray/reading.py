@@ -128,14 +128,6 @@ class Reading:
     def __complex__(self) -> complex:
         return complex(self._scalar())
 
-    def __index__(self) -> int:
-        if self._dtype.kind not in "iu":
-            raise ArgumentTypeError(f"[index] {describe(self)}: one element of an integer dtype expected")
-        return int(self._scalar())
-
-    def __contains__(self, value: Any) -> bool:
-        return value in self.asnumpy()
-
     def __format__(self, form: str) -> str:
         if not form:
             return str(self)

@@ -9,7 +9,7 @@ what would write into a copy.                                                [te
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -116,19 +116,19 @@ def array_function(self: Array, function: Callable[..., Any], types: Any, argume
     metadata = METADATA.get(function)
     if metadata is not None and len(arguments) == 1 and not named:
         return metadata(arguments[0])
-    if function in WRITING:
-        if function is np.copyto and len(arguments) == 2 and not named and isinstance(arguments[0], Array):
-            arguments[0][...] = arguments[1]
-            return None
-        if isinstance(arguments[0], Array):
-            raise ArgumentTypeError(f"[numpy.{function.__name__}] cannot write into {describe(arguments[0])}")
+    if function is np.copyto and len(arguments) == 2 and not named and isinstance(arguments[0], Array):
+        arguments[0][...] = arguments[1]
+        return None
+    given = _given(function, arguments, named)
     form = FUNCTIONS.get(function)
-    meant = None if form is None else _meant(form, function, arguments, named)
+    meant = None if form is None else _meant(form, given)
     if form is not None and meant is not None and hasattr(self._ops, form.operator):
         inputs, attributes = meant
         return _canonical(self, form.operator)(*inputs, **attributes)
-    if isinstance(named.get("out"), Array):
-        raise ArgumentTypeError(f"[numpy.{function.__name__}] cannot write into {describe(named['out'])}")
+    writes = function in WRITING or (function is np.nan_to_num and given.get("copy") is False)
+    target = next(iter(given.values()), None) if writes else given.get("out")
+    if isinstance(target, Array):
+        raise ArgumentTypeError(f"[numpy.{function.__name__}] cannot write into {describe(target)}")
     return _numpy(function.__name__, function, arguments, named)
 
 
@@ -150,23 +150,26 @@ def _parameters(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-def _meant(form: As, function: Any, arguments: Any, named: Any) -> tuple[list[Any], dict[str, Any]] | None:
-    """The operator's inputs and attributes; None if it is not what is asked for."""
+def _given(function: Any, arguments: Any, named: Any) -> dict[str, Any]:
+    """The arguments by name, without those that are as NumPy has them by default; empty if NumPy will complain."""
     if function in BARE:
-        given = {**dict(zip(BARE[function], arguments, strict=False)), **named}
-    else:
-        try:
-            bound = _parameters(function).bind(*arguments, **named)
-        except TypeError:
-            return None
-        defaults = {n: p.default for n, p in _parameters(function).parameters.items()}
-        given = {n: v for n, v in bound.arguments.items() if n in form.arguments or v is not defaults[n]}
-    if not given.keys() <= form.arguments.keys():
-        return None
+        return {**dict(zip(BARE[function], arguments, strict=False)), **named}
+    try:
+        bound = _parameters(function).bind(*arguments, **named)
+    except (TypeError, ValueError):
+        return {}
+    defaults = {n: p.default for n, p in _parameters(function).parameters.items()}
+    return {n: v for n, v in bound.arguments.items() if v is not defaults[n]}
+
+
+def _meant(form: As, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
+    """The operator's inputs and attributes; None if it is not what is asked for."""
     op = registry[form.operator]
-    renamed = {form.arguments[n]: v for n, v in given.items() if v is not np._NoValue}
+    renamed = {form.arguments[n]: v for n, v in given.items() if n in form.arguments}
+    if len(renamed) < len(given.keys() - {"out"}):
+        return None
     if form.series:
-        inputs = list(renamed.pop(op.variadic or ""))
+        inputs = list(renamed.pop(op.variadic or "", ()))
     else:
         inputs = [renamed.pop(name) for name in op.inputs if name in renamed]
         if len(inputs) < len(op.inputs):
@@ -175,12 +178,22 @@ def _meant(form: As, function: Any, arguments: Any, named: Any) -> tuple[list[An
         return None
     if any(isinstance(x, Array) and x.ndim > form.most for x in inputs):
         return None
-    if function is np.where and len({np.shape(x) for x in inputs}) > 1:  # the nd face chooses rows
-        return None
     attributes = {**form.fixed, **renamed}
-    if any(isinstance(v, Array | np.ndarray) for v in attributes.values()):
+    if any(isinstance(v, Array | np.ndarray) for v in attributes.values()) or not attributes.keys() >= set(op.required):
         return None
-    return inputs, attributes
+    if any(isinstance(x, NDArray) for x in inputs) and _differs(form, inputs, attributes):
+        return None
+    if attributes.get("dim", 0) is None or isinstance(given.get("out"), np.ndarray):
+        return None
+    return inputs, attributes if given.get("out") is None else {**attributes, "out": given["out"]}
+
+
+def _differs(form: As, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> bool:
+    """Has the nd face a meaning of its own: rows chosen by a condition, codes in a shape?"""
+    if form.operator == "where":
+        return len({np.shape(x) for x in inputs}) > 1
+    shape = attributes.get("shape", ()) if form.operator == "reshape" else ()
+    return any(n == 0 or n < -1 for n in (shape if isinstance(shape, tuple | list) else (shape,)))
 
 
 def _numpy(name: str, function: Callable[..., Any], arguments: Any, named: Any) -> Any:

@@ -109,6 +109,15 @@ def test_out():
     h += x
     assert type(h) is np.ndarray
     np.testing.assert_allclose(h, np.exp(RAW) + RAW, rtol=1e-6)
+    z = nd.zeros(3)
+    assert np.sum(x, 0, None, z) is z
+    assert np.sum(x, axis=0, out=z) is z
+    np.testing.assert_allclose(z.asnumpy(), RAW.sum(0), rtol=1e-6)
+    assert np.clip(x, 1, 2, y) is y
+    np.testing.assert_array_equal(y.asnumpy(), RAW.clip(1, 2))
+    k = np.zeros(3, "f")
+    assert np.sum(x, axis=0, out=k) is k
+    np.testing.assert_allclose(k, RAW.sum(0), rtol=1e-6)
     np.copyto(y, x)
     np.testing.assert_array_equal(y.asnumpy(), RAW)
 
@@ -125,6 +134,10 @@ def test_other_functions_are_numpys_on_copies():
     np.testing.assert_array_equal(np.isnan(x), np.isnan(RAW))
     np.testing.assert_array_equal(np.where(x > 1)[0], np.where(RAW > 1)[0])
     np.testing.assert_array_equal(np.where(x > 1, x, 0), np.where(RAW > 1, RAW, 0))
+    np.testing.assert_array_equal(np.flip(x), np.flip(RAW))
+    np.testing.assert_array_equal(np.concatenate([x, x], axis=None), np.concatenate([RAW, RAW], axis=None))
+    with pytest.raises(ValueError, match="reshape"):
+        np.reshape(x, (0, -1))
     np.testing.assert_array_equal(np.einsum("ij->j", x), RAW.sum(0))
     np.testing.assert_array_equal(np.where(np.array([True, False, True]), x, RAW), RAW)  # by NumPy's broadcasting
     np.testing.assert_array_equal(np.exp(x, where=RAW > 1, out=np.zeros((2, 3), "f")) > 0, RAW > 1)
@@ -146,7 +159,8 @@ def test_nothing_is_written_into_a_copy():
     for call in (
         lambda: np.add.at(x, 0, 1), lambda: np.put(x, 0, 1), lambda: np.fill_diagonal(x, 0),
         lambda: np.place(x, RAW > 1, 0),
-        lambda: np.sum(RAW, axis=0, out=nd.zeros(3)), lambda: np.isnan(x, out=nd.zeros((2, 3))),
+        lambda: np.percentile(x, 50, 0, nd.zeros(3)), lambda: np.nan_to_num(x, copy=False),
+        lambda: np.isnan(x, out=nd.zeros((2, 3))),
     ):  # fmt: skip
         with pytest.raises(ArgumentTypeError, match="cannot write"):
             call()
