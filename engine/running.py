@@ -361,20 +361,18 @@ class Runner(Unseen):
             segment.blame(op)
             raise
         shared = Shared(op, pieces, op.lane, context)
-        steps = (
-            (index, claim, token),
-            (setattr, op, "mark", 1),
-            *(*shared.begin, *shared.end, shared.check(len(pieces))) * bool(pieces),
-            *after,
-            (setattr, op, "mark", 2),
-        )
+        rest = (*(shared.check(len(pieces)),) * bool(pieces), *after, (setattr, op, "mark", 2))
+        steps = ((index, claim, token), (setattr, op, "mark", 1), *shared.begin, *shared.end, *rest)
         try:
             context.run(deque, starmap(call, steps), 0)
         except BaseException as e:
-            deque(starmap(call, shared.end), 0)
+            shared.leave()
             if op.mark == 1:
-                segment.blame(op)
-                raise shared.error(op, e) from None
+                try:
+                    context.run(deque, starmap(call, rest), 0)  # all of it, if a handler cut the wait for a door
+                except BaseException as own:
+                    segment.blame(op)
+                    raise shared.error(op, e if isinstance(own, IndexError) else own) from None
             raise
 
     def _own_fate(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> Any:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,11 @@ def _zeros(ufunc: np.ufunc, out: Any) -> list[Step]:
     return [(np.add, out, 0, out)] if extreme and out.dtype.kind == "f" else []
 
 
+def _put(out: Any, x: Any) -> Step:
+    """The call that copies x.  Not `numpy.copyto`, which asks Python for its operands: a handler could raise there."""
+    return (operator.setitem, out, ..., x)
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -163,15 +169,15 @@ class Lines:
         """The calls that add up the lines of each row."""
         partial = self.partial
         if len(partial) == 1:
-            return [(np.copyto, out, partial[0])]
+            return [_put(out, partial[0])]
         wide = np.empty(partial.shape, np.float64)
         total = np.empty(self.rows, np.float64)
-        steps: list[Step] = [(np.copyto, wide, partial)]
+        steps: list[Step] = [_put(wide, partial)]
         if self.rows == 1:
             steps.append((np.add.reduce, wide.reshape(1, -1), 1, None, total))
         else:
             steps.append((np.add.reduce, wide, 0, None, total))
-        return [*steps, (np.copyto, out, total, "same_kind")]
+        return [*steps, _put(out, total)]
 
 
 class Extremes:
@@ -193,11 +199,12 @@ class Extremes:
     def end(self, out: Any) -> list[Step]:
         """As that of `Lines`."""
         parts = [self.found[low] for low in sorted(self.found)]
-        if self.rows > 1:
-            return [(np.concatenate, parts, 0, out), *_zeros(self.ufunc, out)]
-        found = np.empty(len(parts), out.dtype)
-        last: Step = (self.ufunc.reduce, found, 0, None, out.reshape(()))
-        return [(np.concatenate, parts, 0, found), last, *_zeros(self.ufunc, out)]
+        found = out if self.rows > 1 else np.empty(len(parts), out.dtype)
+        ends = list(itertools.accumulate(map(len, parts)))
+        steps = [_put(found[end - len(part) : end], part) for end, part in zip(ends, parts, strict=True)]
+        if self.rows == 1:
+            steps.append((self.ufunc.reduce, found, 0, None, out.reshape(())))
+        return [*steps, *_zeros(self.ufunc, out)]
 
 
 class Consumed(NamedTuple):
@@ -303,12 +310,12 @@ def _columns(ufunc: np.ufunc, x: Any, out: Any) -> list[Step]:
         steps.append((ufunc.reduce, x[done : length - rest].reshape(more, -1), 0, None, results[number]))
     if wide != out.dtype:
         given, results = results, np.empty(results.shape, wide)
-        steps.append((np.copyto, results, given))
+        steps.append(_put(results, given))
     steps.append((ufunc.reduce, results, 0, None, sums[:fold].reshape(-1)))
     if rest:
-        steps.append((np.copyto, sums[fold:], x[length - rest :]))
+        steps.append(_put(sums[fold:], x[length - rest :]))
     total = np.empty(columns, wide)
-    return [*steps, (ufunc.reduce, sums, 0, None, total), (np.copyto, out, total, "same_kind")]
+    return [*steps, (ufunc.reduce, sums, 0, None, total), _put(out, total)]
 
 
 def _shared(ufunc: np.ufunc, x: Any, out: Any, axis: int, size: int) -> Step:

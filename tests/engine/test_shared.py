@@ -260,6 +260,39 @@ def test_interrupts_come_before_it_or_after(engine: Engine) -> None:
     assert heard
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_an_interrupt_while_the_thread_waits_for_an_assistant() -> None:
+    """That is the one place in its C call where it is heard: the operation ends well, and then the user hears it."""
+    with Engine("ThreadedEnginePooled", workers=2) as e:
+        e.push(lambda: None).wait()
+        met, heard, threads = threading.Barrier(2), threading.Event(), []
+
+        def handler(*_: object) -> None:
+            heard.set()
+            raise KeyboardInterrupt
+
+        def piece() -> None:
+            met.wait(PATIENCE)
+            if threading.get_ident() != segment.prepared[0]:
+                heard.wait(PATIENCE)
+            threads.append(threading.get_ident())
+
+        after: list[int] = []
+        segment = Brief([(piece,)], [(piece,)], after=[(after.append, 1)])
+        old = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                push(e, segment).wait(PATIENCE)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        e.waitall(PATIENCE)
+        assert len(set(threads)) == 2
+        assert after == [1]
+        assert not e._lane.doors
+
+
 def test_a_finalizer_that_waits_for_it_is_told(engine: Engine) -> None:
     """On the thread that runs the steps, and on an assistant's."""
     found: list[type[BaseException]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -220,3 +221,21 @@ def test_reductions_that_run_at_once_and_those_that_workers_share() -> None:
         for _ in range(20):
             assert b.sum().asscalar() == 1 << 23
         assert e.statistics().pushed > pushed + 20  # the helpers
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((400_000,), (0,)), ((400, 1000), (1,)), ((1000, 400), (0,)), ((40, 250, 40), (0, 2))]
+)
+@pytest.mark.parametrize("ufunc", [np.add, np.maximum])
+def test_the_steps_have_no_checkpoint(shape: Any, axis: Any, ufunc: Any) -> None:
+    """A handler that raises inside a step would cut it: no Python, so nothing that NumPy dispatches on its operands."""
+    x = np.ones(shape, "f")
+    out = np.empty([n for i, n in enumerate(shape) if i not in axis], "f")
+    steps = stages.stages(ufunc, x, out, axis, False)
+    consumed = stages.consumed(ufunc, shape, x.dtype, x.dtype, axis)
+    if consumed is not None:
+        consumer = consumed.begin()
+        steps += [*consumer.part(x.reshape(-1), 0), *consumer.end(out)]
+    for called, *_ in steps:
+        function = called.func if isinstance(called, functools.partial) else called
+        assert type(function) in (np.ufunc, type(len)), function
