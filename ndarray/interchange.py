@@ -1,6 +1,6 @@
 """How memory is lent to other libraries, and taken from them: DLPack, by NumPy's own implementation of it.
 
-    lent for reading        a snapshot: a lease keeps the bytes as they are, writes go elsewhere
+    lent for reading        a snapshot: a lease keeps the bytes as they are, writes go elsewhere (``__array__`` too)
     lent for writing        the chunk is pinned: it never moves, both sides see what either writes
     taken, and writable     pinned likewise
     taken, and read-only    sealed: never written, the first write gives the array memory of its own
@@ -11,25 +11,78 @@ with `wait_to_read` before, and whoever writes it with `wait_to_write`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ..engine import ArgumentError
-from .buffer import pin
+from .buffer import Lease, pin
+from .device import RawArray
+from .line import READ_ONLY, Line
+from .memory import SMALL
 from .reading import Reading, describe
+from .shape import c_strides
 
 
 class _Lent(np.ndarray[Any, Any]):
-    """A read-only view of a buffer whose bytes stay as long as it lives."""
+    """Bytes that stay as they are as long as this array lives."""
 
-    lease: Any = None
+    lease: Lease
+
+
+def _lend(saved: Lease) -> RawArray:
+    """The value that a lease holds.  Its base is no NumPy array: nobody can make it writable, or drop the lease by
+    taking a view of it."""
+    raw = saved.buffer.allocate()
+    lent = raw.reshape(-1).view(np.uint8).view(_Lent)
+    lent.lease = saved
+    flat = np.frombuffer(lent.data.toreadonly(), raw.dtype)
+    strides = c_strides(saved.shape) if saved.strides is None else saved.strides
+    itemsize = raw.itemsize
+    return np.ndarray(saved.shape, raw.dtype, flat, saved.offset * itemsize, tuple(s * itemsize for s in strides))
 
 
 class Interchange(Reading):
     """What an array can lend."""
 
     __slots__ = ()
+    _line: Line | None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> RawArray:
+        """The value as of this call as a NumPy array that cannot be written; later writes don't show.
+
+        Of a large array the memory itself, lent: what writes the array meanwhile goes elsewhere.  With `copy`, or to
+        another dtype, a copy that is the caller's own.
+        Sync: blocks until the value is there.   Raises: the error that poisoned the value; ArgumentError (a ValueError)
+        if `copy` is false and a copy is needed.
+
+        >>> import numpy as np
+        >>> from vardag import nd
+        >>> np.asarray(nd.arange(3))
+        array([0., 1., 2.], dtype=float32)
+        """
+        own = copy or (dtype is not None and np.dtype(dtype) != self._dtype)
+        if own and copy is False:
+            raise ArgumentError(f"[__array__] {describe(self)}: {np.dtype(dtype)} only as a copy, and copy is False")
+        if own or (copy is None and math.prod(self._shape) * self._dtype.itemsize < SMALL):
+            raw: RawArray = self.asnumpy()
+            if own:
+                return raw if dtype is None else raw.astype(dtype, copy=False)
+            raw.flags.writeable = False
+            return raw
+        saved = self._settled()
+        if copy is False and saved.owner() is not self._chunk:
+            raise ArgumentError(f"[__array__] {describe(self)}: others write its memory, and copy is False")
+        return _lend(saved)
+
+    def _settled(self) -> Lease:
+        """The bytes as of now, held and there."""
+        saved, writer = self._hold()
+        if writer is not None:
+            saved.buffer.engine.wait_op(writer, None)
+            writer.raise_error()
+        return saved
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """DLPack's device: (1, 0), the host's memory.  Never blocks."""
@@ -60,18 +113,12 @@ class Interchange(Reading):
         if dl_device is not None and tuple(dl_device) != (1, 0):
             raise BufferError(f"[__dlpack__] {describe(self)}: device {dl_device}: the array is on (1, 0), the host")
         versioned = max_version is not None and max_version[0] >= 1
-        saved, writer = self._hold()
-        if writer is not None:
-            saved.buffer.engine.wait_op(writer, None)
-            writer.raise_error()
-        lent = saved.buffer.view(saved.shape, saved.strides, saved.offset).view(_Lent)
+        lent = _lend(self._settled())
         if copy is not False or not versioned or any(step < 0 for step in lent.strides):
             if copy is False:
                 raise BufferError(f"[__dlpack__] {describe(self)}: only as a copy, and copy is False")
-            own: Any = np.array(lent, order="C", subok=False)
+            own: Any = np.array(lent, order="C")
             return own.__dlpack__(max_version=max_version)
-        lent.lease = saved
-        lent.flags.writeable = False
         return lent.__dlpack__(max_version=max_version)
 
     def to_dlpack_for_read(self) -> Any:
@@ -92,6 +139,8 @@ class Interchange(Reading):
         Sync: blocks until all operations pushed so far that use the memory have finished.
         Raises: the error that poisoned the value; BufferError for a view with negative strides.
         """
+        if self._line is READ_ONLY:
+            raise ArgumentError(f"[to_dlpack_for_write] {describe(self)}: an input of a Function's forward is read-only")
         chunk = self._chunk
         pin(chunk)
         self.wait_to_write()

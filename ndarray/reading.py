@@ -34,20 +34,23 @@ class Reading:
     def _hold(self) -> tuple[Lease, Operation | None]:
         """The bytes as of now, which stay where they are, and the operation to wait for."""
         chunk = self._chunk
-        if chunk.pinned:
-            own: Any = self.detach().copy()  # type: ignore[attr-defined]
-            return own._hold()  # type: ignore[no-any-return]
         saved = Lease(chunk, chunk.buffer, self._shape, self._strides, self._offset)
-        writer: list[Operation | None] = [None]
+        found: list[Operation | None] = []
 
         def plan() -> Admission:
+            found.clear()
             keep: list[Any] = []
+            if chunk.pinned:  # others write there
+                return None, (), (), (), [], keep, False
             saved.buffer = chunk.buffer
-            writer[0] = chunk.buffer.variable.writer
+            found.append(chunk.buffer.variable.writer)
             return None, (), (), (), hold([saved], keep), keep, False
 
         chunk.buffer.engine.admit(plan)
-        return saved, writer[0]
+        if found:
+            return saved, found[0]
+        own: Any = self.detach().copy()  # type: ignore[attr-defined]
+        return own._hold()  # type: ignore[no-any-return]
 
     def wait_to_read(self, timeout: float | None = None) -> None:
         """Wait until the value as of this call is there.
@@ -107,12 +110,6 @@ class Reading:
     def tolist(self) -> Any:
         """The value as nested lists of Python scalars.  Sync: blocks."""
         return self.asnumpy().tolist()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> RawArray:
-        if copy is False:
-            raise ArgumentError(f"[__array__] {describe(self)}: a NumPy array is always a copy; use copy=None or True")
-        raw = self.asnumpy()
-        return raw if dtype is None else raw.astype(dtype, copy=False)
 
     def __bool__(self) -> bool:
         if math.prod(self._shape) != 1:

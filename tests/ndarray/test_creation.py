@@ -233,14 +233,6 @@ def test_scalars() -> None:
         len(nd.array(3))
 
 
-def test_numpy_gets_a_copy() -> None:
-    x = nd.array([1, 2, 3])
-    a = np.asarray(x)
-    a[0] = 9
-    assert x.asnumpy().tolist() == [1, 2, 3]
-    assert np.asarray(x, dtype="int64").dtype == np.int64
-
-
 @pytest.mark.parametrize(
     ("x", "text"),
     [

@@ -115,7 +115,7 @@ CALLS = [
     Bad("copyto itself", ValueError, lambda g: g.a.copyto(g.a), "[copyto]", "float32(2, 3)"),
     Bad("copyto a list", TypeError, lambda g: g.a.copyto([1]), "[copyto]", "[1]"),
     Bad("copyto another shape", ValueError, lambda g: g.a.copyto(g.b), "[assign]", "(2, 2)"),
-    Bad("no copy for NumPy", ValueError, lambda g: np.asarray(g.a, copy=False), "[__array__]"),
+    Bad("a dtype without a copy", ValueError, lambda g: np.asarray(g.a, "int64", copy=False), "[__array__]"),
     Bad("the class is no constructor", TypeError, lambda g: nd.NDArray([1, 2]), "[NDArray]"),
     # autograd
     Bad("grad_req", ValueError, lambda g: autograd.mark_variables([g.a], [g.a], "all"), "[mark_variables]", "'all'"),

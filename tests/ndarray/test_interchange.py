@@ -9,6 +9,7 @@ import pytest
 
 from vardag import autograd, nd
 from vardag.engine import ArgumentError, ArgumentTypeError
+from vardag.ndarray import reading
 
 
 def test_numpy_reads_without_a_copy_and_may_not_write():
@@ -75,6 +76,96 @@ def test_refusals():
         x.__dlpack__(copy=False)
     with pytest.raises(ValueError, match="stream"):
         x.__dlpack__(stream=1)
+
+
+# ---- NumPy's own protocol --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 3, 5000, 100_000])
+@pytest.mark.parametrize("copy", [None, False])
+def test_numpy_sees_the_value_of_the_call_and_cannot_write_it(size, copy):
+    x = nd.ones(size) if size else nd.zeros((0,))
+    seen = np.array(x, copy=copy)[...]
+    x += 1
+    x[:] = 5
+    assert type(seen) is np.ndarray
+    assert (seen == 1).all()
+    assert not seen.flags.writeable
+    del x
+    gc.collect()
+    others = [nd.zeros((size,)) + i for i in range(4)]
+    nd.waitall()
+    assert (seen == 1).all()
+    del others
+
+
+def test_numpy_sees_large_memory_itself_and_nobody_can_make_it_writable():
+    x = (nd.arange(50_000) * 2).reshape((50, 1000))
+    one, part = np.asarray(x), np.asarray(x[10:40:2, ::-1])
+    assert np.shares_memory(one, part)
+    assert (part == one[10:40:2, ::-1]).all()
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        one.flags.writeable = True
+    with pytest.raises(ValueError, match="read-only"):
+        part[:] = 1
+
+
+def test_copies_belong_to_the_caller():
+    x = nd.ones(5000)
+    for own in (np.array(x), np.asarray(x, "int64"), np.array(x, copy=True), np.asarray(nd.ones(3), "float64")):
+        own[:] = 7
+    assert (x.asnumpy() == 1).all()
+    assert np.asarray(x, "float32", copy=False).dtype == np.float32
+
+
+def test_numpy_gets_a_copy_of_what_others_write():
+    x = nd.ones(5000)
+    other = theirs(x)
+    seen = np.asarray(x)
+    other[:] = 3
+    assert (seen == 1).all()
+    with pytest.raises(ArgumentError, match=r"\[__array__\] float32\(5000,\): others write its memory"):
+        np.asarray(x, copy=False)
+
+
+@pytest.mark.parametrize("read", [np.asarray, lambda x: np.from_dlpack(x, copy=False), lambda x: x.asnumpy()])
+def test_memory_lent_for_writing_just_before_a_snapshot_is_held(monkeypatch, read):
+    """Another thread pins the chunk when the snapshot has been made and not yet admitted."""
+    x = nd.ones(5000) * 2
+    real, others = reading.Lease, []
+
+    def lease(*arguments):
+        if not others:
+            others.append(None)
+            others[0] = theirs(x)
+        return real(*arguments)
+
+    monkeypatch.setattr(reading, "Lease", lease)
+    seen = read(x)
+    others[0][:] = 7
+    assert (seen == 2).all()
+    assert (x.asnumpy() == 7).all()
+
+
+def test_what_a_function_only_reads_is_not_lent_for_writing():
+    refused = []
+
+    class Reads(autograd.Function):
+        def forward(self, x):
+            with pytest.raises(ArgumentError, match=r"\[to_dlpack_for_write\] .*read-only"):
+                x.to_dlpack_for_write()
+            refused.append(np.asarray(x).tolist())
+            return x * 1
+
+        def backward(self, dy):
+            return dy
+
+    x = nd.ones(3)
+    x.attach_grad()
+    with autograd.record():
+        y = Reads()(x)
+    y.backward()
+    assert refused == [[1, 1, 1]]
 
 
 # ---- memory that both sides write ------------------------------------------------------------------------------------
