@@ -140,7 +140,9 @@ class Interchange(Reading):
         Raises: the error that poisoned the value; BufferError for a view with negative strides.
         """
         if self._line is READ_ONLY:
-            raise ArgumentError(f"[to_dlpack_for_write] {describe(self)}: an input of a Function's forward is read-only")
+            raise ArgumentError(
+                f"[to_dlpack_for_write] {describe(self)}: an input of a Function's forward is read-only"
+            )
         chunk = self._chunk
         pin(chunk)
         self.wait_to_write()
