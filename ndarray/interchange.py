@@ -141,7 +141,7 @@ class Interchange(Reading):
         """
         if self._line is READ_ONLY:
             raise ArgumentError(
-                f"[to_dlpack_for_write] {describe(self)}: an input of a Function's forward is read-only"
+                f"[to_dlpack_for_write] {describe(self)}: an input of Function.forward is read-only"
             )
         chunk = self._chunk
         pin(chunk)
