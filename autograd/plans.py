@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ndarray.array import Array
-from ..ndarray.buffer import Kept, Saved
+from ..ndarray.buffer import Saved
 from ..ndarray.device import HOST
 from ..operators.calls import plain
 from ..operators.fusion import FUSE
@@ -211,7 +211,7 @@ def _made(walk: Walk, head_grads: Sequence[Any], results: Sequence[int]) -> Any:
     )
 
 
-VALUES = Saved | Kept | np.generic | np.ndarray
+VALUES = Saved | np.generic | np.ndarray
 
 
 class Later(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ndarray.array import Array
-from ..ndarray.buffer import Kept, Saved
+from ..ndarray.buffer import Saved
 from ..ndarray.shape import Shape
 from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.faces import nd_face, numpy_face
@@ -68,7 +68,7 @@ def by_rows(node: Node, index: int, leaf: Any, g: Any, saved: Mapping[str, Any])
     rule = _RULES.get((node.op.name, node.op.input_name(index)))
     if rule is None or not wants(leaf):
         return None
-    values = {key: Array._from_saved(x, node) if isinstance(x, Saved | Kept) else x for key, x in saved.items()}
+    values = {key: Array._from_saved(x, node) if isinstance(x, Saved) else x for key, x in saved.items()}
     table: Any = node.metas[index]
     found = rule(g, values, node.attributes, table[0])
     if found is None:

@@ -20,7 +20,7 @@ import numpy as np
 from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
 from ..ndarray.array import Array
-from ..ndarray.buffer import Admission, Kept, Saved
+from ..ndarray.buffer import Admission, Saved
 from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
@@ -252,9 +252,16 @@ class Walk:
         """The texts on arrays; in a recording scope their results can be differentiated again."""
         op = node.op
         values: dict[Any, Any] = dict(cotangents)
+        place = next(iter(cotangents.values()))._place
         for key, kept in self.saved[node].items():
-            if key not in op.definitions:
-                values[key] = Array._from_saved(kept, node) if isinstance(kept, Saved | Kept) else kept
+            if key in op.definitions:
+                continue
+            if isinstance(kept, Saved):
+                values[key] = Array._from_saved(kept, node)
+            elif isinstance(kept, np.ndarray):
+                values[key] = Array._from_copy(place, kept, self._entry(node, key))
+            else:
+                values[key] = kept
         if op.variadic in node.names:
             values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
         for name, text in op.definitions.items():
@@ -268,6 +275,11 @@ class Walk:
                 if i is not None and gradient is not None:
                     meta: Any = node.metas[i]
                     self._deliver(node, i, finished(numpy_face, op, op.input_name(i), gradient, meta))
+
+    def _entry(self, node: Node, key: Any) -> Any:
+        """The entry of a value that the node keeps: an input's, or one of its own outputs."""
+        position = node.op.position(key)
+        return self.edges[node][position] if position >= 0 else (node, node.op.filled.index(key))
 
     def _push(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
         """The texts on raw memory: one engine operation, or one for each text of a costly operator.
@@ -360,8 +372,6 @@ class Walk:
                 if isinstance(kept, Saved):
                     reads.append(kept.buffer.variable)
                     return kept.buffer, kept.shape, kept.strides, kept.offset
-                if isinstance(kept, Kept):
-                    return kept.raw
                 if isinstance(kept, Array):
                     reads.append(kept._chunk.buffer.variable)
                     return kept._chunk.buffer, kept._shape, kept._strides, kept._offset

@@ -140,9 +140,7 @@ class Interchange(Reading):
         Raises: the error that poisoned the value; BufferError for a view with negative strides.
         """
         if self._line is READ_ONLY:
-            raise ArgumentError(
-                f"[to_dlpack_for_write] {describe(self)}: an input of Function.forward is read-only"
-            )
+            raise ArgumentError(f"[to_dlpack_for_write] {describe(self)}: an input of Function.forward is read-only")
         chunk = self._chunk
         pin(chunk)
         self.wait_to_write()

@@ -166,7 +166,9 @@ class Operator:
         self.inputs = tuple(p.name for p in positional)
         self.optional = frozenset(p.name for p in positional if p.default is None)
         self.variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-        filled = {*self.outputs, *self.saves}
+        #: what a kernel fills, in order
+        self.filled = (*self.outputs, *self.saves)
+        filled = set(self.filled)
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled]
         self.attributes = {p.name: p.default for p in keywords if p.name != "seed"}
         self.numbers = frozenset(p.name for p in keywords if p.annotation in ("float", "float | None"))
@@ -240,6 +242,12 @@ class Operator:
     def input_name(self, index: int) -> str:
         """The declared name of the input at this position."""
         return self.inputs[index] if index < len(self.inputs) else (self.variadic or f"input {index}")
+
+    def position(self, key: Any) -> int:
+        """The position of the input that the tape keeps under this key (see `autograd.tape.key_of`), -1 for none."""
+        if type(key) is tuple:
+            return key[1]  # type: ignore[no-any-return]
+        return self.inputs.index(key) if key in self.inputs else -1
 
     def bind(self, attributes: Attributes) -> Attributes:
         """The attributes with defaults filled in.
