@@ -20,7 +20,7 @@ from ..ndarray.buffer import Saved
 from ..ndarray.device import HOST
 from ..operators.calls import plain
 from ..operators.fusion import FUSE
-from ..operators.schema import size_of
+from ..operators.schema import registry, size_of
 from ..operators.texts import HALF, arguments, finished
 from ..operators.tiny import Looks, fails
 from ..operators.tracing import Program, Trace, Traced, Untraceable
@@ -108,7 +108,7 @@ def _signature(walk: Walk, head_grads: Sequence[Any], results: Iterable[int]) ->
         if g._place is not place:
             return None
         found += (positions[node], index, g._meta)
-    return tuple(results), *found
+    return registry.replaced, tuple(results), *found
 
 
 def _form(node: Node) -> Any:

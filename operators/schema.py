@@ -291,10 +291,15 @@ def _plain(value: Any) -> Any:
 
 
 class Registry:
-    """All operators by canonical name.  Filled at import, only read afterwards."""
+    """All operators by canonical name: the library's, filled at import, and users' (declare.py), by single stores.
+
+    To iterate is to go through the library's.   `replaced`: how many of users' have taken the place of another.
+    """
 
     def __init__(self) -> None:
         self._operators: dict[str, Operator] = {}
+        self._users: dict[str, Operator] = {}
+        self.replaced = 0
 
     def add(self, op: Operator) -> Operator:
         """Declare an operator; a second one of that name is an error."""
@@ -303,11 +308,20 @@ class Registry:
         self._operators[op.name] = op
         return op
 
+    def put(self, op: Operator) -> None:
+        """Declare a user's operator, in place of the user's that had its name."""
+        self.replaced += op.name in self._users
+        self._users[op.name] = op
+
     def __getitem__(self, name: str) -> Operator:
-        return self._operators[name]
+        return self._users[name] if name in self._users else self._operators[name]
+
+    def has_own(self, name: str) -> bool:
+        """Is it one of the library's?"""
+        return name in self._operators
 
     def __contains__(self, name: object) -> bool:
-        return name in self._operators
+        return name in self._operators or name in self._users
 
     def __iter__(self) -> Any:
         return iter(self._operators.values())
