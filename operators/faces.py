@@ -195,7 +195,7 @@ class NumpyFace(Face):
 
 
 def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
-    if x.dtype.kind in "biuf":
+    if x.dtype.kind in "biuf" or x.dtype in KNOWN:
         with np.errstate(all="ignore"):  # a value that the dtype has not is inf, as in kernels
             raw = np.array(x, dtype=dtype, order="C")
         if raw.dtype in KNOWN:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError, InternalError
-from ..ndarray.dtype import DType
+from ..ndarray.dtype import FLOAT16, NARROW, DType
 from ..ndarray.shape import Shape
 
 Meta = tuple[Shape, DType]
@@ -143,14 +143,15 @@ class Operator:
         self.updates = updates
         self.elementwise, self.changes, self.broadcasts = elementwise, changes, broadcasts
         self.atomic, self.ufunc, self.alias = atomic, ufunc, alias
-        self.widen, self.random, self.variant = widen, random, variant
+        self.random, self.variant = random, variant
         self.cost, self.costly, self.defined, self.indices = cost, costly, defined, indices
         self.by_rows, self.consumed = by_rows, consumed
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
         self.doc = inspect.cleandoc(doc or kernel.__doc__ or "")
-        #: whether 16-bit floats are widened to float32 around the kernel
-        self.widen = widen and (ufunc is None or not any(loop.startswith("e") for loop in ufunc.types))
+        native = ufunc is not None and any(loop.startswith("e") for loop in ufunc.types)
+        #: the dtypes that are widened to float32 around the kernel
+        self.widened: frozenset[DType] = (NARROW - {FLOAT16} if native else NARROW) if widen else frozenset()
         self._read_signature()
         self.gradients = {}
         self._texts: tuple[Text | _Zero | None, ...] | None = None
