@@ -24,6 +24,7 @@ from . import (
     random_pdf,
     reduction,
     shaping,
+    signatures,
     slicing,
     softmax,
     sorting,
@@ -35,6 +36,7 @@ from .schema import Operator, registry
 
 publish()
 sparse.publish()
+signatures.sign()
 
 __all__ = [
     "Operator",
@@ -62,6 +64,7 @@ __all__ = [
     "reduction",
     "registry",
     "shaping",
+    "signatures",
     "slicing",
     "softmax",
     "sorting",
