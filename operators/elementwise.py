@@ -350,7 +350,7 @@ def clip(xp: Any, x: Any, *, a_min: float | None = None, a_max: float | None = N
 
     Bounds are converted to the dtype of x towards zero.
     """
-    steps: list[Any] = [] if a_min is not None or a_max is not None else [(xp.positive, x, out)]
+    steps: list[Any] = [] if a_min is not None or a_max is not None else [(xp.copyto, out, x)]
     if a_min is not None:
         steps.append(call_into(xp.maximum, x, truncated(a_min, x.dtype), out=out))
     if a_max is not None:

@@ -23,7 +23,11 @@ def loop_dtypes(ufunc: np.ufunc, dtypes: tuple[Any, ...]) -> tuple[DType, ...]:
     found = _loops.get(key)
     if found is None:
         found = ufunc.resolve_dtypes((*dtypes, *(None,) * ufunc.nout))
-        if FLOAT16 in dtypes and FLOAT16 not in found and all(d in (FLOAT16, float, int, bool, BOOL) for d in dtypes):
+        if (
+            FLOAT16 in dtypes
+            and FLOAT16 not in found
+            and all(isinstance(d, type) or d in (FLOAT16, BOOL) for d in dtypes)
+        ):
             found = (FLOAT16,) * len(found)  # no loop for halves: computed in float32, see Operator.widen
         _loops[key] = found
     return found
