@@ -204,6 +204,15 @@ def test_masks_and_gradients():
         for call in (lambda: np.add(y, MASKED), lambda: np.add(MASKED, y), lambda: np.concatenate([y, MASKED])):
             with pytest.raises(ArgumentTypeError, match="gradient"):
                 call()
+        total = MASKED.copy()
+        for call in (
+            lambda: MASKED + y, lambda: y + MASKED, lambda: total.__iadd__(y), lambda: np.ma.add(y, MASKED),
+            lambda: np.asarray(y), lambda: np.array([y, y]), lambda: np.add.reduce([y, y]), lambda: np.array(y),
+        ):  # fmt: skip
+            with pytest.raises(ArgumentTypeError, match=r"\[__array__\].*gradient"):
+                call()
+        assert y.asnumpy().shape == np.asarray(y.detach()).shape == np.asarray(nd.ones((2, 3))).shape
+    np.testing.assert_array_equal(np.asarray(y), RAW * 2)
 
 
 class Units(np.ndarray):
