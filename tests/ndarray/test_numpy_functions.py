@@ -307,6 +307,14 @@ def test_errors_say_what_is_expected():
     assert nd.reshape(x, shape=np.int64(6)).shape == (6,)
 
 
+def test_booleans_of_the_nd_face():
+    x = nd.array([True, False], dtype="bool")
+    np.testing.assert_array_equal(nd.relu(x).asnumpy(), [True, False])
+    np.testing.assert_array_equal(nd.clip(x, None, None).asnumpy(), [True, False])
+    with pytest.raises(ArgumentTypeError, match="sign"):
+        nd.sign(x)
+
+
 def test_halves_are_promoted_by_others():
     x = canonical(RAW.astype("e"))
     assert np.add(x, canonical(np.arange(3))).dtype == np.float64
