@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from . import autograd, base, engine
 from . import ndarray as nd
+from .autograd.custom import operator
 from .engine import Error
 from .ndarray import Context, NDArray, cpu, cpu_pinned, current_context, gpu, num_gpus, random
 
@@ -35,5 +36,6 @@ __all__ = [
     "gpu",
     "nd",
     "num_gpus",
+    "operator",
     "random",
 ]

@@ -21,6 +21,7 @@ from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
+from ..ndarray.dtype import is_float
 from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
@@ -178,7 +179,7 @@ class Walk:
     def _in_regions(self, node: Node, texts: Sequence[int], g: Any) -> bool:
         """A view, or a write to a part, of a large array: see regions.py."""
         region, base = region_of(node.attributes), node.metas[0]
-        if region is None or base is None or math.prod(base[0]) < LARGE or base[1].kind != "f":
+        if region is None or base is None or math.prod(base[0]) < LARGE or not is_float(base[1]):
             return False
         if node.op is VIEW:
             to, index = self.edges[node][0]

@@ -40,6 +40,9 @@ def Concat(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None
 def Convolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = False, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Convolution in one, two or three dimensions (cross-correlation, as everywhere in deep learning)."""
 
+def Custom(*data: Any, op_type: str, name: Any = None, **named: Any) -> Any:
+    """A custom operator, by the name that `register` gave it."""
+
 def Deconvolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., adj: Any = ..., target_shape: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = True, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Transposed convolution: what takes the result of a Convolution back to the shape of its data."""
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from ..engine import ArgumentTypeError
 from .array import Array
+from .dtype import NARROW
 from .reading import describe
 from .sparse_arrays import BaseSparseNDArray
 
-SCALARS = (bool, int, float, np.bool_, np.integer, np.floating)
+SCALARS: tuple[type, ...] = (bool, int, float, np.bool_, np.integer, np.floating, *(dtype.type for dtype in NARROW))
 OPERANDS = (Array, *SCALARS, np.ndarray, BaseSparseNDArray)
 
 

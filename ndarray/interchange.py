@@ -20,6 +20,7 @@ from ..engine import ArgumentError, ArgumentTypeError
 from ._late import autograd
 from .buffer import Lease, pin
 from .device import RawArray
+from .dtype import is_bfloat16
 from .line import READ_ONLY, Line, scope
 from .memory import SMALL
 from .reading import Reading, describe
@@ -107,7 +108,8 @@ class Interchange(Reading):
         A copy, unless `copy` is False and the consumer knows DLPack 1.0: then the memory itself, marked as read-only.
         Consumers are free to ignore that mark, and some do (PyTorch); what they write, no operation knows of.
         Sync: blocks until the value is there.   Raises: the error that poisoned the value; BufferError for another
-        device, or if `copy` is false and a copy is needed; ArgumentError for a stream, which the host has not.
+        device, for bfloat16, or if `copy` is false and a copy is needed; ArgumentError for a stream, which the host has
+        not.
 
         >>> import numpy as np
         >>> from vardag import nd
@@ -118,6 +120,8 @@ class Interchange(Reading):
             raise ArgumentError(f"[__dlpack__] {describe(self)}: stream {stream!r}: the host's memory has no streams")
         if dl_device is not None and tuple(dl_device) != (1, 0):
             raise BufferError(f"[__dlpack__] {describe(self)}: device {dl_device}: the array is on (1, 0), the host")
+        if is_bfloat16(self._dtype):
+            raise BufferError(f"[__dlpack__] {describe(self)}: NumPy lends no bfloat16; convert with .astype")
         versioned = max_version is not None and max_version[0] >= 1
         lent = _lend(self._settled())
         if copy is not False or not versioned or any(step < 0 for step in lent.strides):
@@ -143,10 +147,12 @@ class Interchange(Reading):
         The memory of the whole chunk, views and base included, stays where it is for good.  Autograd knows nothing of
         what the other side writes, and operations pushed later are not ordered before it: `wait_to_write` first.
         Sync: blocks until all operations pushed so far that use the memory have finished.
-        Raises: the error that poisoned the value; BufferError for a view with negative strides.
+        Raises: the error that poisoned the value; BufferError for a view with negative strides, and for bfloat16.
         """
         if self._line is READ_ONLY:
             raise ArgumentError(f"[to_dlpack_for_write] {describe(self)}: an input of Function.forward is read-only")
+        if is_bfloat16(self._dtype):
+            raise BufferError(f"[to_dlpack_for_write] {describe(self)}: NumPy lends no bfloat16")
         chunk = self._chunk
         pin(chunk)
         self.wait_to_write()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ..ndarray.dtype import DType, truncated
+from ..ndarray.dtype import DType, is_float, truncated
 from ..ndarray.shape import broadcast
 from .faces import Rule
 from .infer import broadcasting, loop_dtypes, same_shape
@@ -110,7 +110,7 @@ def composed(
 
 
 def _float(dtype: DType) -> DType:
-    return dtype if dtype.kind == "f" else np.dtype(np.float64)
+    return dtype if is_float(dtype) else np.dtype(np.float64)
 
 
 def _same(dtype: DType) -> DType:
@@ -213,19 +213,19 @@ polygamma.grad(x=_next_polygamma)
 
 def _integer_division(inputs: list[Any], attributes: Attributes) -> Any:
     """MXNet's integers divide towards zero; by zero they give 0, as NumPy's do (MXNet dies)."""
-    return (registry["truncate_divide"], inputs, attributes) if _kind(inputs) in "iu" else None
+    return (registry["truncate_divide"], inputs, attributes) if _first(inputs).kind in "iu" else None
 
 
 def _mod_by_zero(inputs: list[Any], attributes: Attributes) -> Any:
-    return (registry["mod_or_zero"], inputs, attributes) if _kind(inputs) == "f" else None
+    return (registry["mod_or_zero"], inputs, attributes) if is_float(_first(inputs)) else None
 
 
 def _integer_power(inputs: list[Any], attributes: Attributes) -> Any:
-    return (registry["integer_power"], inputs, attributes) if _kind(inputs) in "iu" else None
+    return (registry["integer_power"], inputs, attributes) if _first(inputs).kind in "iu" else None
 
 
-def _kind(inputs: list[Any]) -> Any:
-    return next(np.dtype(x.dtype).kind for x in inputs if x is not None)
+def _first(inputs: list[Any]) -> DType:
+    return next(np.dtype(x.dtype) for x in inputs if x is not None)
 
 
 def _arithmetic(adapt: Any) -> Rule:

@@ -198,7 +198,7 @@ class NumpyFace(Face):
 
 
 def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
-    if x.dtype.kind in "biuf":
+    if x.dtype.kind in "biuf" or x.dtype in KNOWN:
         if dtype is None or x.dtype == dtype:
             raw = np.array(x, order="C")
         else:

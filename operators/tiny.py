@@ -19,12 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
-import numpy as np
-
 from ..engine import DONE, OK
 from ..ndarray.array import Array
 from ..ndarray.buffer import Buffer, Saved, hold
 from ..ndarray.device import Place
+from ..ndarray.dtype import NARROW
 from ..ndarray.line import Line
 from ..ndarray.memory import SMALL
 from ..ndarray.shape import Shape
@@ -36,7 +35,6 @@ INLINE = 131_072.0  # units of work (about 0.2 ns) that may run within the push,
 COPIED = 32_768  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
 ESTIMATED = 20  # how much more than it says a kernel of several calls may cost
-HALF = np.dtype(np.float16)
 
 Seen = tuple[Any, Any, Any, int]
 
@@ -158,7 +156,7 @@ def prepare(
     """A call of an operator (see push.invoke) that may run at once, or None: it is to be pushed."""
     if op.updates or op.random or op.alias is not None or ((op.elementwise or op.by_rows) and size_of(made) >= FUSE):
         return None
-    if any(meta is not None and meta[1] == HALF for meta in metas):
+    if any(meta is not None and meta[1] in NARROW for meta in metas):
         return None
     if op.work(metas, made, attributes) > (NOW if op.atomic else NOW / ESTIMATED):
         return None

@@ -59,7 +59,7 @@ def test_the_dependencies_are_the_promised_ones() -> None:
     names = {requirement.split(">=")[0] for requirement in PROJECT["project"]["dependencies"]}
     assert names == {"numpy", "scipy", "threadpoolctl"}
     assert set(PROJECT["project"]["optional-dependencies"]) == {
-        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors")
+        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors", "bfloat16")
     }
 
 

@@ -23,11 +23,15 @@ from vardag import autograd, nd
 from vardag.autograd import plans
 from vardag.engine import Engine
 from vardag.ndarray.array import Array
+from vardag.ndarray.dtype import BFLOAT16, is_float
 from vardag.operators import nd_face, numpy_face, registry, texts
 from vardag.operators.schema import Operator, Sample, Text, zero
 from vardag.operators.texts import arguments, raw
 
 F16, F32, F64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
+# Floats of 16 bits, each with the tolerance for a result that is rounded once, and for a gradient.
+NARROW = [(F16, 2e-3, 1e-2), *([(BFLOAT16, 1e-2, 8e-2)] if BFLOAT16 is not None else [])]
+narrow = pytest.mark.parametrize(("dtype", "near", "nearer"), NARROW, ids=[d.name for d, *_ in NARROW])
 
 # Operators that this suite cannot take, each with the reason.
 UNSAMPLED = {
@@ -157,7 +161,7 @@ class Case:
         return [
             i
             for i, x in enumerate(self.raws())
-            if x is not None and x.dtype.kind == "f" and self.op.gradient_of(i) is not None
+            if x is not None and is_float(x.dtype) and self.op.gradient_of(i) is not None
             and self.name(i) not in self.op.updates
         ]  # fmt: skip
 
@@ -213,7 +217,7 @@ def arrays_of(raws: Sequence[Any]) -> list[Any]:
 
 def floating(outputs: Sequence[Any]) -> list[Any]:
     """Floating-point outputs; if there are none, the outputs converted (they are on the tape, with gradient 0)."""
-    found = [y for y in outputs if y.dtype.kind == "f"]
+    found = [y for y in outputs if is_float(y.dtype)]
     return found or [numpy_face.cast(y, dtype="float64") for y in outputs]
 
 
@@ -291,12 +295,12 @@ def test_forward_is_the_reference(op: Operator) -> None:
 @each
 def test_metadata_is_known_at_the_call_and_dtypes_stay(op: Operator) -> None:
     for case in cases(op):
-        for dtype in (F16, F32, F64):
+        for dtype in (F32, F64, *(dtype for dtype, *_ in NARROW)):
             outputs = case.run(case.arrays(dtype))
             for y in outputs:
                 value = y.asnumpy()
                 assert (y.shape, y.dtype) == (value.shape, value.dtype), case
-                if "dtype" not in op.attributes and y.dtype.kind == "f":
+                if "dtype" not in op.attributes and is_float(y.dtype):
                     assert y.dtype == dtype, f"{case}: {dtype} gives {y.dtype}"
 
 
@@ -316,15 +320,17 @@ def test_the_nd_face_gives_the_same_in_its_own_form(op: Operator) -> None:
 
 
 @each
-def test_float16_is_float32_rounded(op: Operator) -> None:
-    """16-bit floats are widened at the border: the result is that of float32, rounded once."""
+@narrow
+def test_floats_of_16_bits_are_float32_rounded(op: Operator, dtype: Any, near: float, nearer: float) -> None:
+    """They are widened at the border: the result is that of float32, rounded once."""
     for case in cases(op):
-        halves = case.raws(F16)
-        wide = [x.astype(F32) if x is not None and x.dtype == F16 else x for x in halves]
+        halves = case.raws(dtype)
+        wide = [x.astype(F32) if x is not None and x.dtype == dtype else x for x in halves]
         got = case.values(arrays_of(halves))
         expected = case.values(arrays_of(wide))
         for y, w in zip(got, expected, strict=True):
-            np.testing.assert_allclose(y.astype(F64), w.astype(F64), rtol=2e-3, atol=2e-3, err_msg=repr(case))
+            assert is_float(y.dtype) == is_float(w.dtype), case
+            np.testing.assert_allclose(y.astype(F64), w.astype(F64), rtol=near, atol=near, err_msg=repr(case))
 
 
 @each
@@ -649,15 +655,16 @@ def test_texts_stay_in_the_dtype_of_the_input(op: Operator, graph: bool, monkeyp
 
 
 @each_differentiable
-def test_float16_gradients_are_float16(op: Operator) -> None:
+@narrow
+def test_gradients_of_16_bits(op: Operator, dtype: Any, near: float, nearer: float) -> None:
     for case in connected_cases(op):
-        raws = case.raws(F16)
-        wide = case.gradients([x.astype(F32) if x is not None and x.dtype == F16 else x for x in raws])
+        raws = case.raws(dtype)
+        wide = case.gradients([x.astype(F32) if x is not None and x.dtype == dtype else x for x in raws])
         for graph in (False, True):
             for g, w in zip(case.gradients(raws, graph=graph), wide, strict=True):
-                assert g.dtype == F16
+                assert g.dtype == dtype
                 np.testing.assert_allclose(
-                    g.asnumpy().astype(F64), w.asnumpy(), rtol=1e-2, atol=2e-2, err_msg=f"{case} graph={graph}"
+                    g.asnumpy().astype(F64), w.asnumpy(), rtol=nearer, atol=2 * nearer, err_msg=f"{case} graph={graph}"
                 )
 
 
