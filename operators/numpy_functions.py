@@ -23,7 +23,7 @@ from ..engine import ArgumentTypeError
 from ..ndarray import _late
 from ..ndarray.arithmetic import foreign
 from ..ndarray.array import Array
-from ..ndarray.dtype import KNOWN, DType
+from ..ndarray.dtype import FLOAT16, KNOWN, NARROW, DType
 from ..ndarray.line import scope
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
@@ -100,7 +100,7 @@ METADATA: dict[Callable[..., Any], Callable[[Array], Any]] = {
 BARE = {np.where: ("condition", "x", "y"), np.concatenate: ("arrays", "axis")}
 WRITING = {np.copyto, np.put, np.place, np.putmask, np.fill_diagonal, np.put_along_axis}
 #: types of a ufunc's operands that have no rules of their own
-PLAIN = frozenset((Array, NDArray, np.ndarray, bool, int, float))
+PLAIN = frozenset((Array, NDArray, np.ndarray, bool, int, float, np.float32, np.float64, np.int64))
 
 
 def _whole(value: Any) -> bool:
@@ -288,13 +288,17 @@ def _promoted(op: Operator, names: Sequence[str], inputs: list[Any], attributes:
     values = [x for x, is_one in zip(inputs, chosen, strict=True) if is_one]
     values += [attributes[name] for name in names if attributes.get(name) is not None]
     try:
-        dtype = np.result_type(*(x._dtype if isinstance(x, Array) else getattr(x, "dtype", x) for x in values))
+        dtypes = [x._dtype if isinstance(x, Array) else getattr(x, "dtype", x) for x in values]
+        narrow = {d for d in dtypes if isinstance(d, np.dtype) and d in NARROW}
+        dtype = np.result_type(*(FLOAT16 if isinstance(d, np.dtype) and d in NARROW else d for d in dtypes))
+        if len(narrow) == 1 and dtype == FLOAT16:  # of bfloat16 NumPy knows no promotion with numbers
+            (dtype,) = narrow
         for x in values:
             if isinstance(x, int):
                 dtype.type(x)
     except (TypeError, ValueError, OverflowError):
         return None
-    if dtype not in KNOWN:
+    if dtype not in KNOWN or len(narrow) > 1:
         return None
     return [_cast(x, dtype) if is_one else x for x, is_one in zip(inputs, chosen, strict=True)]
 

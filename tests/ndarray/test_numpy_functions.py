@@ -307,6 +307,15 @@ def test_errors_say_what_is_expected():
     assert nd.reshape(x, shape=np.int64(6)).shape == (6,)
 
 
+def test_bfloat16_and_numbers():
+    x = canonical(nd.array([1, 2, 3], dtype="bfloat16").asnumpy())
+    for found, expected in (
+        (np.clip(x, 1.5, 2), [1.5, 2, 2]), (np.where(x > 1, x, 0), [0, 2, 3]), (np.concatenate([x, x])[:3], [1, 2, 3]),
+    ):  # fmt: skip
+        assert found.dtype == x.dtype
+        np.testing.assert_array_equal(found.asnumpy().astype("f"), expected)
+
+
 def test_booleans_of_the_nd_face():
     x = nd.array([True, False], dtype="bool")
     np.testing.assert_array_equal(nd.relu(x).asnumpy(), [True, False])
