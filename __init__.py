@@ -39,3 +39,11 @@ __all__ = [
     "operator",
     "random",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "testing":  # with NumPy's, which nobody else needs
+        from importlib import import_module
+
+        return import_module(f"{__name__}.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
