@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import ArgumentError
+from ..engine import ArgumentError, ArgumentTypeError
+from ._late import autograd
 from .buffer import Lease, pin
 from .device import RawArray
 from .dtype import is_bfloat16
-from .line import READ_ONLY, Line
+from .line import READ_ONLY, Line, scope
 from .memory import SMALL
 from .reading import Reading, describe
 from .shape import c_strides
@@ -56,13 +57,18 @@ class Interchange(Reading):
         Of a large array the memory itself, lent: what writes the array meanwhile goes elsewhere.  With `copy`, or to
         another dtype, a copy that is the caller's own.
         Sync: blocks until the value is there.   Raises: the error that poisoned the value; ArgumentError (a ValueError)
-        if `copy` is false and a copy is needed.
+        if `copy` is false and a copy is needed; ArgumentTypeError at the call for an array on the tape while a scope
+        records, since what is computed from it loses the gradient: `asnumpy` or `detach` says that this is meant.
 
         >>> import numpy as np
         >>> from vardag import nd
         >>> np.asarray(nd.arange(3))
         array([0., 1., 2.], dtype=float32)
         """
+        if scope.get().recorder is not None and autograd.tape.entry_of(self) is not None:
+            raise ArgumentTypeError(
+                f"[__array__] {describe(self)}: a NumPy array would lose the gradient; use asnumpy() or detach()"
+            )
         own = copy or (dtype is not None and np.dtype(dtype) != self._dtype)
         if own and copy is False:
             raise ArgumentError(f"[__array__] {describe(self)}: {np.dtype(dtype)} only as a copy, and copy is False")

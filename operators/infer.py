@@ -27,7 +27,8 @@ def loop_dtypes(ufunc: np.ufunc, dtypes: tuple[Any, ...]) -> tuple[DType, ...]:
             raise TypeError("float16 and bfloat16 have no common dtype; convert one with .astype")
         found = ufunc.resolve_dtypes((*(FLOAT16 if d in NARROW else d for d in dtypes), *(None,) * ufunc.nout))
         if narrow is not None:
-            if FLOAT16 not in found and all(d in (narrow, float, int, bool, BOOL) for d in dtypes):
+            weak = all(isinstance(d, type) or d in (narrow, BOOL) for d in dtypes)  # float64 equals float, too
+            if FLOAT16 not in found and weak:
                 found = (narrow,) * len(found)  # no loop for halves: computed in float32, see Operator.widened
             found = tuple(narrow if d == FLOAT16 else d for d in found)
         _loops[key] = found
