@@ -121,11 +121,11 @@ MUTANTS = {
         "test_waits.py::test_a_waiting_user_thread_helps_with_needed_kernels_only"),
     "doors": one(
         "an operation that is shared ends when those have left who take part in it",
-        "shared.py", "[(a.door.acquire,), (dict.pop", "[(dict.pop",
+        "shared.py", "((a.door._acquire_restore, me), (dict.pop, lane.doors, a.door, None))", "((dict.pop, lane.doors, a.door, None),)",
         "test_shared.py::test_nothing_is_written_after_the_end"),
     "pieces": one(
         "it fails if a piece is missing",
-        "shared.py", "(operator.getitem, self.done, count - 1)", "(operator.getitem, self.begin, 0)",
+        "shared.py", "(operator.getitem, done, len(pieces) - 1)", "(list, done)",
         "test_shared.py::test_a_step_that_fails_on_an_assistant"),
     "deadlock-search": one(
         "a wait looks for itself among what it needs",
