@@ -342,10 +342,10 @@ class Runner(Unseen):
             stack.append(op)
             if claim[0] is not token:
                 return True
-            brief = type(op) is Fusible and self._shut(op).brief and not self._serial
-            if brief:
+            fusible = type(op) is Fusible and not self._serial
+            if fusible and self._shut(op).brief:  # type: ignore[arg-type]
                 self._call_shared(op, claim, token)
-            elif here_and_now.worker is None and not self._serial:
+            elif fusible and here_and_now.worker is None and here_and_now.busy is claim[1]:
                 self._unclaim(op, claim, token)  # it was brief until somebody joined: a matter for workers
                 return True
             else:

@@ -158,7 +158,7 @@ def test_an_assistant_leaves_nothing_ready_behind(monkeypatch: pytest.MonkeyPatc
         def wait_asleep() -> None:
             blocked.open()
             while len(e._lane.asleep) < 3:
-                e._lane.up.put(e._lane.up.get())  # give way
+                threading.Event().wait(0.001)
 
         segment = Brief([(inside.wait, PATIENCE)], [(piece,)])
         with Blocked(e) as blocked:
@@ -511,6 +511,53 @@ def test_a_finalizer_that_waits_for_it_is_told(engine: Engine) -> None:
     assert found == [DeadlockError] * 2
 
 
+def test_finalizers_on_two_threads() -> None:
+    """Each wait gives back what its own thread waited for: the operation waits for nothing when both are over."""
+    with Engine("ThreadedEnginePooled", workers=3) as e:
+        e.push(lambda: None).wait()
+        waits, over, ended = threading.Event(), threading.Event(), threading.Event()
+        found: list[BaseException] = []
+        hold, other = Gate(), Gate()
+
+        def user() -> None:
+            hold()
+            try:
+                op.wait(0.05)
+            except BaseException as error:
+                found.append(error)
+            ended.set()
+
+        def first() -> None:  # gives up
+            try:
+                x.wait(0.5)
+            except EngineTimeout:
+                over.set()
+
+        def second() -> None:  # begins while the first one waits, and ends later
+            while op.blocked is not x:
+                assert not over.is_set()
+            waits.set()
+            other_op.wait(PATIENCE)
+            hold.open()
+            ended.wait(PATIENCE)
+
+        def opener() -> None:
+            waits.wait(PATIENCE)
+            over.wait(PATIENCE)
+            other.open()
+
+        x, other_op = e.push(user), e.push(other)
+        hold.wait_entered()
+        other.wait_entered()
+        thread = threading.Thread(target=opener)
+        thread.start()
+        op = push(e, Brief([(second,)], [(first,)]))
+        op.wait(PATIENCE)
+        thread.join()
+        e.waitall(PATIENCE)
+        assert [type(error) for error in found] == [EngineTimeout]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_child_forked_in_a_piece_goes_on() -> None:
     """An assistant is inside; in the child nobody will open its door."""
@@ -534,6 +581,31 @@ def test_a_child_forked_in_a_piece_goes_on() -> None:
                 os._exit(7)
         if children:  # else two workers ran it
             assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_it_ends_in_a_child_forked_by_a_finalizer_within() -> None:
+    """The C call goes on in the child, so what it writes is not anybody else's before it ends."""
+    with Engine("ThreadedEnginePooled", workers=2) as e:
+        e.push(lambda: None).wait()
+        children: list[int] = []
+        done: list[Any] = []
+
+        def fork() -> None:
+            children.append(os.fork())
+            done.append(op.done)
+
+        code = 1
+        with Blocked(e):
+            op = push(e, Brief([(fork,)], [(done.append, 1)]))
+            try:
+                op.wait(PATIENCE)
+                if children == [0] and op.done and op.error is None and done == [False, 1]:
+                    code = 0
+            finally:
+                if children == [0]:
+                    os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
 
 
 @pytest.mark.stress
