@@ -125,7 +125,7 @@ MUTANTS = {
         "test_shared.py::test_nothing_is_written_after_the_end"),
     "doors-at-once": one(
         "... also if an interrupt has come while a step failed",
-        "running.py", "            exhaust(shared.left)  # at once", "            segment.blame(op)\n            exhaust(shared.left)  #",
+        "running.py", "exhaust(shared.left)  # at once", "segment.blame(op); exhaust(shared.left)  #",
         "test_shared.py::test_an_interrupt_while_a_step_fails"),
     "brief-no-more": one(
         "a segment that grows while a waiting thread claims it is given back",
