@@ -97,12 +97,18 @@ class Runner(Unseen):
             del job
 
     def _assist(self, lane: Lane) -> None:
-        """Take part in what other threads run.  The bell's tokens are gone, and it may take a while: ring on."""
-        if len(lane.assistants) > 1 or lane.heap or self._inbox:
-            lane.bell.put(None)
-        with suppress(IndexError):  # there is no more of it
-            while True:
+        """Take part in what other threads run, until there is no more of it, or something to run.
+
+        The bell's tokens are gone, and a share may take a while: ring on before and after.
+        """
+        with suppress(IndexError):
+            if len(lane.assistants) > 1 or lane.heap or self._inbox:
+                lane.bell.put(None)
+            lane.assistants.popleft()()
+            while not lane.heap and not self._inbox:
                 lane.assistants.popleft()()
+            if lane.assistants:
+                lane.bell.put(None)
 
     def _turn(self, lane: Lane, busy: Any, mine: list[Job | None], fate: Fate | None) -> bool:
         """T held.  Complete the old job, if any, and claim the lane's best: one commit.  False: plan again."""

@@ -168,6 +168,25 @@ def test_an_assistant_leaves_nothing_ready_behind(monkeypatch: pytest.MonkeyPatc
             op.wait(PATIENCE)
 
 
+def test_assistants_without_end_do_not_keep_a_worker() -> None:
+    with Engine("ThreadedEnginePooled", workers=1) as e:
+        e.push(lambda: None).wait()
+        lane, ran, endless = e._lane, threading.Event(), []
+
+        def again() -> None:
+            endless.append(1)
+            if len(endless) == 1:
+                e.push(ran.set)
+            if not ran.is_set() and len(endless) < 10_000:
+                lane.assistants.append(again)
+
+        lane.assistants.append(again)
+        lane.bell.put(None)
+        assert ran.wait(PATIENCE)
+        wait_quiescent(e)
+        assert len(endless) < 10_000
+
+
 def test_one_that_is_brief_no_more_is_left_to_workers() -> None:
     """Somebody joins it between the look of a thread that waits and its claim."""
     with Engine("ThreadedEnginePooled", workers=2) as e:
