@@ -34,7 +34,7 @@ def signature(op: Operator, rule: Rule) -> inspect.Signature:
     return inspect.Signature(found)
 
 
-def _meant(op: Operator) -> Operator:
+def meant_by(op: Operator) -> Operator:
     """The operator that does the first sample, in training mode."""
     if op.variant is None or not op.samples:
         return op
@@ -46,7 +46,7 @@ def _meant(op: Operator) -> Operator:
 
 def gradient(op: Operator) -> str:
     """Which inputs have a gradient, and of which order."""
-    op = _meant(op)
+    op = meant_by(op)
     names = [*op.inputs, *([op.variadic] if op.variadic else [])]
     texts = {name: op.gradient_of(i) for i, name in enumerate(names) if name not in op.updates}
     made = [name for name, text in texts.items() if isinstance(text, Text)]
