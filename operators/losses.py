@@ -98,7 +98,7 @@ def scaled_loss(
 ) -> Any:
     """x itself, as a loss: its gradient is grad_scale, whatever is done with it.
 
-    normalization: "null"; "batch" divides by the number of rows (along the last axis), "valid" by that of elements above
+    normalization: "null"; "batch" divides by the number of rows (along the last axis), "valid" by that of elements over
     valid_thresh (at least 1).   MXNet: MakeLoss.
     """
     return ((python_operator.setitem, out, ..., x),)
