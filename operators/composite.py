@@ -151,7 +151,8 @@ def _through(F: Any, value: Value, g: Any) -> Any:
         text, name = op.gradient_of(i), op.input_name(i)
         if not isinstance(text, Text):
             continue
-        known["index"] = i - len(op.inputs)
+        if op.variadic:
+            known["index"] = i - len(op.inputs)
         if text is op.joint:
             if joint is None:
                 made = text.function(F, **arguments(text, known, value.attributes))
