@@ -43,6 +43,7 @@ UNSAMPLED = {
     "integer_power": "integers only; tests/ndarray/test_mxnet_rules.py",
     "rrelu": "reached as LeakyReLU",
     "rnn_backward": "the gradient of rnn",
+    "roi_align_back": "the gradient of contrib_ROIAlign",
     **dict.fromkeys(
         (
             "mp_sgd_update", "mp_sgd_mom_update", "mp_nag_mom_update", "mp_lamb_update_phase1", "mp_lamb_update_phase2",
