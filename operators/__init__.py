@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    adamw,
     advanced_indexing,
     arranging,
     batch_norm,
@@ -14,6 +15,7 @@ from . import (
     csr,
     ctc,
     elementwise,
+    image,
     indexing,
     interpolation,
     linalg,
@@ -45,6 +47,7 @@ sparse.publish()
 
 __all__ = [
     "Operator",
+    "adamw",
     "advanced_indexing",
     "arranging",
     "batch_norm",
@@ -56,6 +59,7 @@ __all__ = [
     "csr",
     "ctc",
     "elementwise",
+    "image",
     "indexing",
     "interpolation",
     "linalg",

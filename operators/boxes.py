@@ -111,11 +111,11 @@ def _slow_nms(
     at = slice(coord_start, coord_start + 4)
     out = np.full(data.shape, -1.0)
     for made, boxes in zip(out.reshape(-1, *data.shape[-2:]), data.reshape(-1, *data.shape[-2:]), strict=True):
-        rows = [b for b in boxes if b[score_index] > valid_thresh and (id_index < 0 or b[id_index] != background_id)]
+        rows = [b for b in boxes if b[score_index] > valid_thresh and (id_index < 0 or int(b[id_index]) != background_id)]
         rows = sorted(rows, key=lambda b: -b[score_index])[: topk if topk > 0 else None]
         kept: list[Any] = []
         for row in rows:
-            same = [k for k in kept if force_suppress or id_index < 0 or k[id_index] == row[id_index]]
+            same = [k for k in kept if force_suppress or id_index < 0 or int(k[id_index]) == int(row[id_index])]
             if all(_slow_iou(k[None, at], row[None, at], in_format)[0, 0] <= overlap_thresh for k in same):
                 kept.append(row)
         for k, row in enumerate(kept):
@@ -128,7 +128,7 @@ def _slow_nms(
 
 _PLACES = np.random.default_rng(5).uniform(0, 3, (2, 6, 4)) + [0, 0, 2, 2]
 _CROWD = np.concatenate(
-    [np.arange(12).reshape(2, 6, 1) % 3, (np.arange(12) * 7 % 12 / 12.0 + 0.05).reshape(2, 6, 1), _PLACES], axis=2
+    [np.arange(12).reshape(2, 6, 1) % 3 + 0.5, (np.arange(12) * 7 % 12 / 12.0 + 0.05).reshape(2, 6, 1), _PLACES], axis=2
 )
 
 
@@ -159,7 +159,7 @@ def box_nms(
     alive = scores > valid_thresh
     classes = None
     if id_index >= 0:
-        classes = boxes[:, :, id_index]
+        classes = xp.trunc(boxes[:, :, id_index])
         alive = alive & (classes != background_id)
     order = xp.argsort(xp.where(alive, -scores, np.inf), axis=1, kind="stable")
     alive = xp.take_along_axis(alive, order, 1)
@@ -167,7 +167,7 @@ def box_nms(
         alive[:, topk:] = False
     boxes = xp.take_along_axis(boxes, order[:, :, None], 1)
     places = corners(boxes[:, :, coord_start : coord_start + 4], in_format)
-    classes = None if classes is None or force_suppress else boxes[:, :, id_index]
+    classes = None if classes is None or force_suppress else xp.take_along_axis(classes, order, 1)
     for i in range(int(alive.sum(1).max(initial=0))):
         near = overlaps(xp, places[:, i : i + 1], places[:, i + 1 :]) > overlap_thresh
         if classes is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
-from ..ndarray.dtype import INT64, truncated
+from ..ndarray.dtype import INT64
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .composite import derived
@@ -199,8 +199,8 @@ def _unary(name: str, gradient: Any, reference: Any, doc: str, kernel: Any, defi
 
 
 def _quadratic(xp: Any, x: Any, *, a: float = 0.0, b: float = 0.0, c: float = 0.0, out: Any) -> None:
-    a, b, c = (truncated(v, x.dtype) for v in (a, b, c))
-    out[...] = (x * a + b) * x + c
+    wide = x if x.dtype.kind == "f" else x.astype(np.float64)
+    out[...] = (wide * a + b) * wide + c
 
 
 def _multiplier(xp: Any, x: Any, *, scalar: float = 1.0, out: Any) -> None:

@@ -90,7 +90,7 @@ def while_loop(cond: Callable[..., Any], func: Callable[..., Any], loop_vars: An
 
     >>> from vardag import nd
     >>> out, (i,) = nd.contrib.while_loop(lambda i: i < 2, lambda i: (i * 10, [i + 1]), [nd.zeros(1)], max_iterations=3)
-    >>> out[0].asnumpy().ravel()
+    >>> out.asnumpy().ravel()
     array([ 0., 10.,  0.], dtype=float32)
     """
     if max_iterations is None or int(max_iterations) < 0:
@@ -101,14 +101,15 @@ def while_loop(cond: Callable[..., Any], func: Callable[..., Any], loop_vars: An
         raise ArgumentError("[while_loop] loop_vars: at least one array expected")
     _leaves(values, "while_loop")
     steps: list[list[Any]] = []
+    form: Any = []
     while len(steps) < limit and _truth(cond(*values), "while_loop"):
         outputs, new = _pair("while_loop", func(*values))
-        outputs = [] if outputs is None else outputs
+        form = [] if outputs is None else outputs
         new = [new] if isinstance(new, Array) else list(new)
         if len(new) != len(values):
             raise ArgumentError(f"[while_loop] the function gives {len(new)} loop_vars, not {len(values)}")
         values = new
-        steps.append(_leaves(outputs, "while_loop"))
+        steps.append(_leaves(form, "while_loop"))
     stacked = []
     for column in zip(*steps, strict=True):
         whole = nd_face.stack(*column, axis=0)
@@ -116,7 +117,7 @@ def while_loop(cond: Callable[..., Any], func: Callable[..., Any], loop_vars: An
             fill = nd_face.zeros(shape=(limit - len(steps), *column[0].shape), dtype=whole.dtype, ctx=whole.context)
             whole = nd_face.concat(whole, fill, dim=0)
         stacked.append(whole)
-    return stacked, values[0] if single else values
+    return _like(form, iter(stacked)), values[0] if single else values
 
 
 @composed(space="contrib")
