@@ -26,7 +26,11 @@ def _infer(metas: Metas, attributes: Attributes) -> Inferred:
     if any(meta is not None and meta[0] != weight[0] for meta in (grad, mean, var, master)):
         raise ValueError("the same shape expected")
     kept = weight[1] if master is None else FLOAT32
-    if any(meta is not None and meta[1] != kept for meta in (mean, var, master)) or grad is None or grad[1] != weight[1]:
+    if (
+        any(meta is not None and meta[1] != kept for meta in (mean, var, master))
+        or grad is None
+        or grad[1] != weight[1]
+    ):
         raise TypeError(f"a gradient of {weight[1]} and states of {kept} expected")
     if rescale_grad[0] not in ((), (1,)):
         raise ValueError("rescale_grad: one number expected")

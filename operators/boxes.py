@@ -111,7 +111,9 @@ def _slow_nms(
     at = slice(coord_start, coord_start + 4)
     out = np.full(data.shape, -1.0)
     for made, boxes in zip(out.reshape(-1, *data.shape[-2:]), data.reshape(-1, *data.shape[-2:]), strict=True):
-        rows = [b for b in boxes if b[score_index] > valid_thresh and (id_index < 0 or int(b[id_index]) != background_id)]
+        rows = [
+            b for b in boxes if b[score_index] > valid_thresh and (id_index < 0 or int(b[id_index]) != background_id)
+        ]
         rows = sorted(rows, key=lambda b: -b[score_index])[: topk if topk > 0 else None]
         kept: list[Any] = []
         for row in rows:
@@ -126,7 +128,7 @@ def _slow_nms(
     return out
 
 
-_PLACES = np.random.default_rng(5).uniform(0, 3, (2, 6, 4)) + [0, 0, 2, 2]
+_PLACES = np.random.default_rng(5).uniform(0, 3, (2, 6, 4)) + np.array([0, 0, 2, 2])
 _CROWD = np.concatenate(
     [np.arange(12).reshape(2, 6, 1) % 3 + 0.5, (np.arange(12) * 7 % 12 / 12.0 + 0.05).reshape(2, 6, 1), _PLACES], axis=2
 )
@@ -192,9 +194,7 @@ def _change(dtype: Any, width: int, start: int, before: str, after: str) -> Any:
     return whole.astype(dtype)
 
 
-def _nms_gradient(
-    F: Any, g: Any, rows: Any, data_shape: Any, coord_start: int, in_format: str, out_format: str
-) -> Any:
+def _nms_gradient(F: Any, g: Any, rows: Any, data_shape: Any, coord_start: int, in_format: str, out_format: str) -> Any:
     count, width = math.prod(data_shape[:-1]), data_shape[-1]
     flat, where = F.reshape(g, shape=(count, width)), F.reshape(rows, shape=(count,))
     stays = F.broadcast_to(F.reshape(F.greater_equal(where, 0), shape=(count, 1)), shape=(count, width))
@@ -309,7 +309,7 @@ def _decode(metas: Metas, attributes: Attributes) -> Inferred:
     return (data,), {**attributes, **numbers}
 
 
-_STDS = {"std0": 0.1, "std1": 0.2, "std2": 0.3, "std3": 0.4, "clip": -1.0, "format": "center"}
+_STDS: dict[str, Any] = {"std0": 0.1, "std1": 0.2, "std2": 0.3, "std3": 0.4, "clip": -1.0, "format": "center"}
 
 
 @operator(
@@ -327,7 +327,7 @@ def box_decode(
     data: (n, boxes, 4).   anchors: (1, boxes, 4), of this format.   std: what each difference was divided by.   clip:
     the largest logarithm, if above 0.   Result: like data.   MXNet: contrib.box_decode.
     """
-    how = {"std0": std0, "std1": std1, "std2": std2, "std3": std3, "clip": clip, "format": format}
+    how: Attributes = {"std0": std0, "std1": std1, "std2": std2, "std3": std3, "clip": clip, "format": format}
     out[...] = decoded(raw, data, anchors, **how)
 
 
@@ -355,8 +355,14 @@ def _encoded(samples: Any, matches: Any, anchors: Any, refs: Any, means: Any, st
     return np.where(masks, (targets - means) / stds, 0), masks.astype(anchors.dtype)
 
 
-_ENCODED = [np.array([[1, 0, 1], [-1, 1, 1]]), np.array([[0, 1, 1], [1, 0, 1]]), np.stack([_SOME[:3], _SOME[[1, 2, 4]]]),
-            np.stack([_SOME[[4, 0]], _SOME[[1, 2]]]), np.full(4, 0.05), np.array([0.1, 0.1, 0.2, 0.2])]  # fmt: skip
+_ENCODED = [
+    np.array([[1, 0, 1], [-1, 1, 1]]),
+    np.array([[0, 1, 1], [1, 0, 1]]),
+    np.stack([_SOME[:3], _SOME[[1, 2, 4]]]),
+    np.stack([_SOME[[4, 0]], _SOME[[1, 2]]]),
+    np.full(4, 0.05),
+    np.array([0.1, 0.1, 0.2, 0.2]),
+]
 
 
 @operator(

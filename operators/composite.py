@@ -1,8 +1,8 @@
 """Operators made of operators: the gradient of any function that is written in F, as a text in F.
 
-`cotangents_of` runs such a function on a `Tape` of its own, and then the gradient texts of what it used, backwards.  All
-of that happens in the F that it is given, so it serves raw arrays, arrays on autograd's tape and itself: the gradient of
-a gradient comes of the same few lines.  `derived` declares an operator's gradient that way.
+`cotangents_of` runs such a function on a `Tape` of its own, and then the gradient texts of what it used, backwards.
+All of that happens in the F that it is given, so it serves raw arrays, arrays on autograd's tape and itself: the
+gradient of a gradient comes of the same few lines.  `derived` declares an operator's gradient that way.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _operator(name: str, reflected: bool = False) -> Any:
 for _name, _op in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("truediv", "divide"), ("pow", "power")):
     setattr(Value, f"__{_name}__", _operator(_op))
     setattr(Value, f"__r{_name}__", _operator(_op, True))
-Value.__neg__ = _operator("negative")  # type: ignore[attr-defined]
+setattr(Value, "__neg__", _operator("negative"))  # noqa: B010
 
 
 class Tape:

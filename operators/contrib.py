@@ -69,7 +69,7 @@ def _indices(metas: Metas, attributes: Attributes) -> Inferred:
 @operator(
     "contrib_index_array", infer=_indices, nd=Rule(space="contrib", rename={"data": "x"}, dtype="kernel"), widen=False,
     samples=[Sample((2, 3)), Sample((2, 3, 2), axes=(-1, 0))],
-    reference=lambda x, axes=None: np.stack(np.indices(x.shape), -1)[..., slice(None) if axes is None else list(axes)],
+    reference=lambda x, axes=None: np.moveaxis(np.indices(x.shape), 0, -1)[..., list(axes or range(x.ndim))],
 )  # fmt: skip
 def index_array(xp: Any, x: Any, *, axes: Any = None, out: Any) -> None:
     """The index of each element, int64.  Shapes: (a...) -> (a..., number of axes); `axes` chooses some."""
@@ -190,7 +190,9 @@ def boolean_mask(data: Any, index: Any, axis: int = 0) -> Any:
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
 
-def _unary(name: str, gradient: Any, reference: Any, doc: str, kernel: Any, defined: bool = False, **sample: Any) -> None:
+def _unary(
+    name: str, gradient: Any, reference: Any, doc: str, kernel: Any, defined: bool = False, **sample: Any
+) -> None:
     made: Operator = operator(
         f"contrib_{name}", infer=like_first, elementwise=True, nd=CONTRIB, reference=reference, doc=doc,
         defined=defined, samples=[Sample((2, 3), **sample)],
@@ -390,7 +392,13 @@ _attention("selfatt_qk", _self_scores, (3,), [Sample((3, 2, 12), heads=2)], _sel
            "Products of queries, over sqrt(d), with keys: (l, n, heads 3 d) -> (n heads, l, l).")  # fmt: skip
 _attention("selfatt_valatt", _self_values, (3,), [Sample((3, 2, 12), (4, 3, 3), heads=2)], _self_valatt,
            "Values by attention: (l, n, heads 3 d), (n heads, l, l) -> (l, n, heads d).")  # fmt: skip
-_attention("encdec_qk", _other_scores, (1, 2), [Sample((3, 2, 4), (5, 2, 8), heads=2)], _other_qk,
-           "Products of queries, over sqrt(d), with keys: (l, n, heads d), (k, n, heads 2 d) -> (n heads, l, k).")
+_attention(
+    "encdec_qk",
+    _other_scores,
+    (1, 2),
+    [Sample((3, 2, 4), (5, 2, 8), heads=2)],
+    _other_qk,
+    "Products of queries, over sqrt(d), with keys: (l, n, heads d), (k, n, heads 2 d) -> (n heads, l, k).",
+)
 _attention("encdec_valatt", _other_values, (2,), [Sample((5, 2, 8), (4, 3, 5), heads=2)], _other_valatt,
            "Values by attention: (k, n, heads 2 d), (n heads, l, k) -> (l, n, heads d).")  # fmt: skip

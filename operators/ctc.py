@@ -29,7 +29,9 @@ class Lattice:
     `ends`: of each example, how many steps count and which is the last place.
     """
 
-    def __init__(self, xp: Any, shape: Any, label: Any, data_lengths: Any, label_lengths: Any, blank_label: str) -> None:
+    def __init__(
+        self, xp: Any, shape: Any, label: Any, data_lengths: Any, label_lengths: Any, blank_label: str
+    ) -> None:
         steps, n, classes = shape
         blank, padding = (0, 0) if blank_label == "first" else (classes - 1, -1)
         label = label.astype(np.int64)
@@ -126,7 +128,9 @@ def alignments(
     never = F.zeros_like(first) + impossible
     alpha = F.concat(column(first, 0, 2), column(never, 2, 2 * longest + 1), dim=1)
     differ = F.cast(F.not_equal(column(label, 1, longest), column(label, 0, longest - 1)), dtype=first.dtype)
-    barred = F.reshape(F.stack(F.zeros_like(differ) + impossible, (1 - differ) * impossible, axis=2), shape=(n, 2 * longest - 2))
+    barred = F.reshape(
+        F.stack(F.zeros_like(differ) + impossible, (1 - differ) * impossible, axis=2), shape=(n, 2 * longest - 2)
+    )
     barred = F.concat(column(never, 0, 2), barred, column(never, 0, 1), dim=1)
     for t in range(1, steps):
         one = F.concat(column(never, 0, 1), column(alpha, 0, 2 * longest), dim=1)

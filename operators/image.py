@@ -16,9 +16,9 @@ from ..ndarray.dtype import FLOAT32
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .faces import composed, nd_face
-from .interpolation import resample
 from .push import invoke
-from .schema import Attributes, Inferred, Metas, Sample, operator
+from .resizing import resample
+from .schema import Attributes, Inferred, Metas, operator
 
 UINT8 = np.dtype(np.uint8)
 GREY = (0.299, 0.587, 0.114)
@@ -164,7 +164,7 @@ def resize(data: Any, size: Any = (), keep_ratio: bool = False, interp: int = 1)
     if not h or not w:
         raise ArgumentError(f"[resize] data {describe(data)}: there is nothing to resize")
     if len(given) == 2:
-        new = given[::-1]
+        new: tuple[int, ...] = given[::-1]
     elif keep_ratio:
         new = (given[0], w * given[0] // h) if h <= w else (h * given[0] // w, given[0])
     else:
@@ -206,9 +206,8 @@ def random_flip_top_bottom(data: Any) -> Any:
 
 
 def _perhaps(data: Any, changed: Any) -> Any:
-    chosen = nd_face.broadcast_to(nd_face.reshape(nd_face.random_uniform(0, 1, shape=(1,)) < 0.5, shape=(1,) * data.ndim),
-                                  shape=data.shape)  # fmt: skip
-    return nd_face.where(chosen, changed, data)
+    chosen = nd_face.reshape(nd_face.random_uniform(0, 1, shape=(1,)) < 0.5, shape=(1,) * data.ndim)
+    return nd_face.where(nd_face.broadcast_to(chosen, shape=data.shape), changed, data)
 
 
 def _grey(data: Any) -> Any:

@@ -67,7 +67,7 @@ def _aligned(rois: Any, shape: Any, pooled: Any, scale: float, ratio: int, align
     base = _images(rois, n) * h * w
     x1, y1, x2, y2 = rois[:, 1:].T * scale - (0.5 if aligned else 0)
     along = []
-    numbers = 1.0
+    numbers: Any = 1.0
     for first, last, bins, length in ((y1, y2, pooled[0], h), (x1, x2, pooled[1], w)):
         extent = last - first if aligned else (last - first).clip(1)
         counts = np.full(len(rois), ratio) if ratio > 0 else np.ceil(extent / bins).clip(1).astype(np.int64)
@@ -249,7 +249,7 @@ def roi_pooling(
         best = values.argmax(3)
         chosen = np.take_along_axis(values, best[:, :, :, None], 3)[:, :, :, 0]
         where = np.take_along_axis(cells, best, 3) + 0
-        empty = (cells < 0).all(3)[..., None]
+        empty = (cells < 0).all(3, keepdims=True)
         base = (images[part, None, None, None] * c + np.arange(c)) * h * w
         out[part] = np.moveaxis(np.where(empty, 0, chosen), 3, 1)
         places[part] = np.moveaxis(np.where(empty, -1, base + where), 3, 1)

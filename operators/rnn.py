@@ -69,7 +69,7 @@ def _work(metas: Metas, made: Metas, attributes: Attributes) -> float:
     """Two products, and some twenty calls a step."""
     sizes = [math.prod(meta[0]) for meta in metas if meta is not None]
     steps = next(meta[0][0] for meta in metas if meta is not None and len(meta[0]) == 3)
-    return 1e5 * steps * attributes["num_layers"] + 0.1 * max(sizes) * steps
+    return 1e5 * steps * int(attributes["num_layers"]) + 0.1 * max(sizes) * steps
 
 
 def _cases() -> Iterator[Sample]:
@@ -168,7 +168,6 @@ def _back(F: Any, mask: Any, known: Attributes) -> Any:
     return F.rnn_backward(*(known[name] for name in names), mask, **own)
 
 
-@rnn.grad("data", "parameters", "state", "state_cell")
 def _gradient(
     F: Any, g_out: Any, g_last: Any, g_cell: Any, data: Any, parameters: Any, state: Any, state_cell: Any, reserve: Any,
     mode: str, num_layers: int, bidirectional: bool,
@@ -176,12 +175,17 @@ def _gradient(
     return _back(F, None, locals())
 
 
-@rnn_dropout.grad("data", "parameters", "state", "state_cell")
+rnn.grad("data", "parameters", "state", "state_cell")(_gradient)
+
+
 def _gradient_with_mask(
     F: Any, g_out: Any, g_last: Any, g_cell: Any, data: Any, parameters: Any, state: Any, state_cell: Any, reserve: Any,
     mask: Any, mode: str, num_layers: int, bidirectional: bool,
 ) -> Any:  # fmt: skip
     return _back(F, mask, locals())
+
+
+rnn_dropout.grad("data", "parameters", "state", "state_cell")(_gradient_with_mask)
 
 
 @composed(method=False)

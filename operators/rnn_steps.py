@@ -84,7 +84,7 @@ def forward(
     xp: Any, plan: Plan, data: Any, parameters: Any, state: Any, cell: Any, mask: Any, reserve: Any, outs: Sequence[Any]
 ) -> None:
     out, last, last_cell = outs
-    x = data
+    x, joined = data, out
     for i in range(len(plan.slots)):
         layer = i // plan.directions
         if i % plan.directions == 0:
@@ -149,6 +149,7 @@ def unrolled(
     plan = Plan(data.shape, state.shape, mode, num_layers, bidirectional)
     n, hidden = plan.n, plan.hidden
     x, states, cells = data, [], []
+    sides: list[Any] = []
 
     def row(array: Any, i: int) -> Any:
         return F.reshape(F.slice_axis(array, axis=0, begin=i, end=i + 1), shape=array.shape[1:])
