@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import engine as _engine
 from ..engine import ArgumentTypeError
-from . import random, sparse
+from . import contrib, image, random, sparse
 from ._late import nd_face as _nd_face
 from ._mxnet_format import FileFormatError
 from .array import Array
@@ -38,6 +38,7 @@ __all__ = [
     "NDArray",
     "Statistics",
     "array",
+    "contrib",
     "cpu",
     "cpu_pinned",
     "current_context",
@@ -45,6 +46,7 @@ __all__ = [
     "from_dlpack",
     "from_numpy",
     "gpu",
+    "image",
     "load",
     "load_frombuffer",
     "memory_pool",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..engine import ArgumentTypeError as ArgumentTypeError
-from . import random as random, sparse as sparse
+from . import contrib as contrib, image as image, random as random, sparse as sparse
 from ._mxnet_format import FileFormatError as FileFormatError
 from .array import Array as Array
 from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, current_context as current_context, gpu as gpu
@@ -28,8 +28,14 @@ def Activation(data: Any, act_type: Any, *, out: Any = None, ctx: Context | None
 def BatchNorm(data: Any, gamma: Any, beta: Any, moving_mean: Any, moving_var: Any, eps: Any = 0.001, momentum: Any = 0.9, fix_gamma: Any = True, use_global_stats: Any = False, output_mean_var: Any = False, axis: Any = 1, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normalise each channel: (data - mean) / sqrt(variance + eps) * gamma + beta."""
 
+def BilinearSampler(data: Any, grid: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Data between its places: out[n, c, i, j] is data[n, c] at x = grid[n, 0, i, j], y = grid[n, 1, i, j]."""
+
 def BlockGrad(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x itself, as a constant: its gradient is 0."""
+
+def CTCLoss(data: Any, label: Any, data_lengths: Any = None, label_lengths: Any = None, use_data_lengths: Any = False, use_label_lengths: Any = False, blank_label: Any = 'first', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The negative logarithm of the probability of each label: that of all its alignments with the sequence."""
 
 def Cast(data: Any, dtype: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x in another dtype, by C's conversion (towards zero).  The gradient is cast back."""
@@ -39,6 +45,9 @@ def Concat(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None
 
 def Convolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = False, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Convolution in one, two or three dimensions (cross-correlation, as everywhere in deep learning)."""
+
+def Correlation(data1: Any, data2: Any, kernel_size: Any = 1, max_displacement: Any = 1, stride1: Any = 1, stride2: Any = 1, pad_size: Any = 0, is_multiply: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Averages of products (or of absolute differences) of windows of data1 with displaced windows of data2."""
 
 def Custom(*data: Any, op_type: str, name: Any = None, **named: Any) -> Any:
     """A custom operator, by the name that `register` gave it."""
@@ -60,6 +69,9 @@ def Flatten(data: Any, *, out: Any = None, ctx: Context | None = None, name: str
 
 def FullyConnected(data: Any, weight: Any, bias: Any = None, num_hidden: Any = ..., no_bias: Any = False, flatten: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """data @ weight.T + bias."""
+
+def GridGenerator(data: Any, transform_type: Any, target_shape: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """A grid for BilinearSampler."""
 
 def GroupNorm(data: Any, gamma: Any, beta: Any, num_groups: Any = 1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normalise each group of channels of each instance."""
@@ -94,6 +106,12 @@ def Pad(data: Any, mode: Any = 'constant', pad_width: Any = ..., constant_value:
 def Pooling(data: Any, kernel: Any = ..., pool_type: Any = 'max', global_pool: Any = False, pooling_convention: Any = 'valid', stride: Any = ..., pad: Any = ..., p_value: Any = None, count_include_pad: Any = None, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The largest element ('max'), mean ('avg'), sum or p-norm ('lp', p_value 1, 2 or 3) of every window."""
 
+def RNN(data: Any, parameters: Any, state: Any, state_cell: Any = None, sequence_length: Any = None, state_size: Any = None, num_layers: Any = None, bidirectional: bool = False, mode: Any = None, p: float = 0.0, state_outputs: bool = False, projection_size: Any = None, lstm_state_clip_min: Any = None, lstm_state_clip_max: Any = None, lstm_state_clip_nan: bool = False, use_sequence_length: bool = False, out: Any = None, name: Any = None) -> Any:
+    """Recurrent layers over a whole sequence: of a plain, LSTM or GRU cell, stacked, in one direction or both."""
+
+def ROIPooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The largest element of each bin of regions; 0 for a bin outside of the image."""
+
 def Reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
 
@@ -108,6 +126,9 @@ def SoftmaxActivation(data: Any, mode: Any = 'instance', *, out: Any = None, ctx
 
 def SoftmaxOutput(data: Any, label: Any, grad_scale: Any = 1.0, ignore_label: Any = -1.0, multi_output: Any = False, use_ignore: Any = False, preserve_shape: Any = False, normalization: Any = 'null', out_grad: Any = False, smooth_alpha: Any = 0.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """softmax, whose gradient is *defined* as that of the cross entropy with the labels: softmax - target."""
+
+def SpatialTransformer(data: Any, loc: Any, target_shape: Any = ..., transform_type: Any = ..., sampler_type: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Data sampled where an affine map says: BilinearSampler of the grid that GridGenerator makes of loc."""
 
 def SwapAxis(data: Any, dim1: Any = 0, dim2: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x with two axes exchanged."""
@@ -366,6 +387,9 @@ def cosh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | 
 
 def crop(data: Any, begin: Any, end: Any, step: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x[begin[0]:end[0]:step[0], begin[1]:end[1]:step[1], ...] as a copy; None is Python's default."""
+
+def ctc_loss(data: Any, label: Any, data_lengths: Any = None, label_lengths: Any = None, use_data_lengths: Any = False, use_label_lengths: Any = False, blank_label: Any = 'first', *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The negative logarithm of the probability of each label: that of all its alignments with the sequence."""
 
 def cumsum(a: Any, axis: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Sums of the elements up to each one, along an axis or (None) of the flattened array.   x: any shape."""

@@ -45,7 +45,8 @@ class Rule:
     `extra`: further arguments of MXNet's with defaults, for `adapt`.   `ignore`: arguments accepted without effect.
     `adapt`: (inputs, attributes) -> (operator, inputs, attributes), or None for no change; may change them in place.
     `mixed`: dtypes may differ.   `bools`: boolean arrays count as int64 (MXNet's scalar operators).
-    `method`: whether arrays have it as a method.   `zero_d`: the shape of a result without axes.
+    `method`: whether arrays have it as a method.   `zero_d`: the shape of a result without axes.   `space`: the
+    namespace it belongs to (nd.contrib, nd.image), there without the prefix of its name; it is no method then.
     """
 
     dtype: Any = "operand"
@@ -58,9 +59,15 @@ class Rule:
     bools: bool = False
     method: bool = True
     zero_d: Shape = (1,)
+    space: str = ""
+
+    def names(self, op: Operator) -> tuple[str, ...]:
+        """How users call an operator."""
+        return (op.name.removeprefix(f"{self.space}_"), *op.aliases)
 
 
 PLAIN = Rule()
+HIDDEN = ("methods", "quick", "quick_in_place", "composed", "spaces")
 MISSING: Any = object()
 Method = Callable[..., Any]
 SPARSE = frozenset((RowSparseNDArray, CSRNDArray))
@@ -95,6 +102,16 @@ def _refuse(op: Operator, name: str, value: Any) -> Error:
     )
 
 
+class Space:
+    """Operators and functions of the nd face that have a namespace of their own."""
+
+    def __init__(self) -> None:
+        self.composed: dict[str, Method] = {}
+
+    def __dir__(self) -> list[str]:
+        return [name for name in vars(self) if name != "composed"]
+
+
 class Face:
     """A namespace of operators."""
 
@@ -108,6 +125,8 @@ class Face:
         self.quick_in_place: dict[str, Method] = {}
         #: functions that are made of operators
         self.composed: dict[str, Method] = {}
+        #: namespaces within this one
+        self.spaces = {"contrib": Space(), "image": Space()}
 
     def _publish(self, op: Operator) -> None:
         raise NotImplementedError
@@ -157,7 +176,7 @@ class Face:
         return function  # type: ignore[no-any-return]
 
     def __dir__(self) -> list[str]:
-        return [name for name in vars(self) if name not in ("methods", "quick", "quick_in_place", "composed")]
+        return [name for name in vars(self) if name not in HIDDEN]
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"there is no operator {name!r}")
@@ -181,7 +200,8 @@ class NumpyFace(Face):
         call.__doc__ = op.doc
         function = self._quick(op, call, None, False)
         setattr(self, op.name, function)
-        self.methods[op.name] = function
+        if not (isinstance(op.nd, Rule) and op.nd.space):
+            self.methods[op.name] = function
 
     @staticmethod
     def _convert(op: Operator, inputs: list[Any]) -> None:
@@ -294,9 +314,9 @@ class NDFace(Face):
         logical = op.name in GIVING
         marking = giving(call) if logical else keeping(call) if op.name in KEEPING else call
         function = self._quick(op, marking, rule.adapt, rule.dtype == "operand", logical)
-        for name in (op.name, *op.aliases):
-            setattr(self, name, function)
-            if rule.method:
+        for name in rule.names(op):
+            setattr(self.spaces[rule.space] if rule.space else self, name, function)
+            if rule.method and not rule.space:
                 self.methods[name] = function
 
     def _resolve(
@@ -373,13 +393,25 @@ numpy_face = NumpyFace()
 nd_face = NDFace()
 
 
-def composed(*aliases: str) -> Callable[[Method], Method]:
-    """Declare a function of the nd face made of operators, each recorded on its own.  Arrays have it as a method."""
+def nd_function(op: Operator) -> Method:
+    """An operator as users of the nd face call it."""
+    rule: Rule = op.nd or PLAIN
+    return getattr(nd_face.spaces[rule.space] if rule.space else nd_face, rule.names(op)[0])  # type: ignore[no-any-return]
+
+
+def composed(*aliases: str, method: bool = True, space: str = "") -> Callable[[Method], Method]:
+    """Declare a function of the nd face made of operators, each recorded on its own.
+
+    Arrays have it as a method, unless it belongs to a namespace (see Rule) or `method` says no.
+    """
+    where: Any = nd_face.spaces[space] if space else nd_face
 
     def declare(function: Method) -> Method:
         for name in (function.__name__, *aliases):
-            setattr(nd_face, name, function)
-            nd_face.methods[name] = nd_face.composed[name] = function
+            setattr(where, name, function)
+            where.composed[name] = function
+            if method and not space:
+                nd_face.methods[name] = function
         return function
 
     return declare

@@ -86,8 +86,9 @@ def example(op: Operator, rule: Rule, name: str) -> tuple[str, str] | None:
 
 
 def _entry(op: Operator, rule: Rule) -> Iterator[str]:
-    names: Sequence[str] = [op.name, *op.aliases]
-    shown = [n for n in names if not n.startswith("_")] or names
+    names: Sequence[str] = rule.names(op)
+    space = f"{rule.space}." if rule.space else ""
+    shown = [space + n for n in names if not n.startswith("_")] or [space + n for n in names]
     name = shown[0]
     yield f"### {name}"
     parameters = [p for p in signature(op, rule).parameters.values() if p.name not in ("out", "ctx", "name")]

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 
-from .faces import PLAIN, Rule, nd_face
+from .faces import PLAIN, Rule, nd_function
 from .schema import Operator, Text, registry, zero
 
 
@@ -73,6 +74,5 @@ def sign() -> None:
     for op in registry:
         if op.nd is not False:
             made, text = signature(op, op.nd or PLAIN), description(op)
-            for name in (op.name, *op.aliases):
-                function = getattr(nd_face, name)
-                function.__signature__, function.__doc__ = made, text
+            function: Any = nd_function(op)  # one for all its names
+            function.__signature__, function.__doc__ = made, text

@@ -22,7 +22,7 @@ from ..ndarray.dtype import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, is_float
 from ..ndarray.line import Scope, scope, within
 from ..ndarray.ndarray import NDArray
 from ..ndarray.random import seed
-from .faces import nd_face, numpy_face
+from .faces import nd_function, numpy_face
 from .schema import Operator, Sample, zero
 
 
@@ -197,9 +197,10 @@ def metadata_is_known_at_the_call_and_dtypes_stay(subject: Subject) -> None:
 @check(FORWARD, lambda subject: subject.nd and subject.op.nd is not False)
 def the_nd_face_gives_the_same_in_its_own_form(subject: Subject) -> None:
     """Of float32 operands: NDArrays, (1,) instead of (), stored in float32 unless the rule says otherwise."""
+    function = nd_function(subject.op)
     for case in subject.cases:
         expected = case.values(case.arrays())
-        case.call = getattr(nd_face, subject.op.name)
+        case.call = function
         outputs = case.run([None if x is None else NDArray._from_host(np.array(x)) for x in case.raws()])
         case.call = getattr(numpy_face, subject.op.name)
         assert len(outputs) == len(expected), case

@@ -7,7 +7,8 @@ import inspect
 import re
 
 from vardag import nd
-from vardag.operators import nd_face, reference, registry
+from vardag.operators import reference, registry
+from vardag.operators.faces import nd_function
 from vardag.operators.signatures import gradient
 
 TEXT = reference.PAGE.read_text(encoding="utf-8")
@@ -40,7 +41,7 @@ def test_signatures_have_mxnets_names() -> None:
     assert list(inspect.signature(nd.concat).parameters) == ["data", "dim", "out", "ctx", "name"]
     for op in registry:
         if op.nd is not False:
-            function = getattr(nd_face, op.name)
+            function = nd_function(op)
             assert "named" not in inspect.signature(function).parameters, op.name
             assert "Gradient: " in function.__doc__, op.name
 

@@ -1,5 +1,10 @@
 """The checked-in names of ``vardag.nd`` are those of the registry."""
 
+import re
+
+import pytest
+
+from vardag import nd
 from vardag.operators import registry, stubs
 
 
@@ -7,9 +12,15 @@ def test_stub_file_is_fresh():
     assert stubs.TARGET.read_text() == stubs.generate(), "run python -m vardag.operators.stubs"
 
 
-def test_every_nd_operator_is_named():
-    from vardag import nd
+@pytest.mark.parametrize("space", stubs.SPACES)
+def test_stub_files_of_namespaces_are_fresh(space):
+    assert stubs.SPACES[space].read_text() == stubs.generate_space(space), "run python -m vardag.operators.stubs"
+    module = getattr(nd, space)
+    assert sorted(dir(module)) == sorted(re.findall(r"^def (\w+)\(", stubs.SPACES[space].read_text(), re.MULTILINE))
+    assert all(callable(getattr(module, name)) for name in dir(module))
 
+
+def test_every_nd_operator_is_named():
     text = stubs.TARGET.read_text()
     for name in dir(nd):
         users = name in registry and not registry.has_own(name)
