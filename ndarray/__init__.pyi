@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..engine import ArgumentTypeError as ArgumentTypeError
-from . import contrib as contrib, image as image, random as random, sparse as sparse
+from . import contrib as contrib, image as image, linalg as linalg, random as random, sparse as sparse
 from ._mxnet_format import FileFormatError as FileFormatError
 from .array import Array as Array
 from .context import Context as Context, cpu as cpu, cpu_pinned as cpu_pinned, current_context as current_context, gpu as gpu
@@ -511,8 +511,62 @@ def lesser(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, n
 def lesser_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """less_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
+def linalg_det(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The determinant of each matrix: (..., n, n) -> (...).  The gradient wants it not to be 0."""
+
+def linalg_extractdiag(A: Any, offset: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """A diagonal of each matrix: (..., n, n) -> (..., n - |offset|); above the main one for offset > 0."""
+
+def linalg_extracttrian(A: Any, offset: Any = 0, lower: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """A triangle of each matrix, row by row: (..., n, n) -> (..., m (m + 1) / 2), m = n - |offset|."""
+
+def linalg_gelqf(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
+    """x = l q with orthonormal rows q and l lower triangular: (..., n, m) -> (..., n, m), (..., n, n); n <= m."""
+
+def linalg_gemm(A: Any, B: Any, C: Any, transpose_a: bool = False, transpose_b: bool = False, alpha: float = 1.0, beta: float = 1.0, axis: int = -2) -> Any:
+    """alpha A B + beta C of corresponding matrices, A and B transposed on demand.  MXNet: linalg_gemm."""
+
 def linalg_gemm2(A: Any, B: Any, transpose_a: Any = False, transpose_b: Any = False, alpha: Any = 1.0, axis: Any = -2, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """alpha times the products of corresponding matrices: (..., n, k), (..., k, m) -> (..., n, m)."""
+
+def linalg_inverse(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The inverse of each matrix: (..., n, n).  Of a singular one: LinAlgError, raised at the wait."""
+
+def linalg_makediag(A: Any, offset: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Matrices with these rows as a diagonal, zeros elsewhere: (..., n) -> (..., n + |offset|, n + |offset|)."""
+
+def linalg_maketrian(A: Any, offset: Any = 0, lower: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Matrices with such a triangle, zeros elsewhere: what `linalg_extracttrian` undoes."""
+
+def linalg_potrf(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The Cholesky factor of each matrix: lower triangular, with x = out out^T.  (..., n, n), symmetric."""
+
+def linalg_potri(A: Any) -> Any:
+    """The inverse of A A^T, A being a Cholesky factor: lower triangular.  MXNet: linalg_potri."""
+
+def linalg_slogdet(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
+    """The sign and the logarithm of the absolute value of each determinant: (..., n, n) -> (...), (...)."""
+
+def linalg_solve_triangle(A: Any, B: Any, lower: Any = True, transpose: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """z with t z = y, or t^T z = y, t being a triangle of x: (..., n, n), (..., n, m) -> (..., n, m)."""
+
+def linalg_sumlogdiag(A: Any) -> Any:
+    """The sum of the logarithms of each diagonal: (..., n, n) -> (...).  MXNet: linalg_sumlogdiag."""
+
+def linalg_syevd(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
+    """The eigenvectors, as rows of u, and the eigenvalues l, ascending: x = u^T diag(l) u.  x symmetric: (..., n, n)."""
+
+def linalg_syrk(A: Any, transpose: bool = False, alpha: float = 1.0) -> Any:
+    """alpha A A^T of each matrix, or alpha A^T A.  MXNet: linalg_syrk."""
+
+def linalg_triangle(A: Any, lower: Any = True, offset: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """x, and zeros outside of a triangle."""
+
+def linalg_trmm(A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0) -> Any:
+    """alpha op(t) B, or with `rightside` alpha B op(t): t is a triangle of A.  MXNet: linalg_trmm."""
+
+def linalg_trsm(A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0) -> Any:
+    """x with op(t) x = alpha B, or with `rightside` x op(t) = alpha B: t is a triangle of A.  MXNet: linalg_trsm."""
 
 def linspace(start: Any, stop: Any, num: Any, endpoint: Any = True, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """num numbers from start to stop at equal distances; float32 by default."""

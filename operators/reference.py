@@ -32,7 +32,7 @@ that a first operand `data` may be x there. Where an operator differs from MXNet
 [differences.md](differences.md).
 """
 WIDTH = 126
-FEW = 8  # elements that an example spells out
+FEW = 12  # elements that an example spells out
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
