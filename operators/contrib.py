@@ -241,7 +241,7 @@ def _float_like_first(metas: Metas, attributes: Attributes) -> Inferred:
 
 
 @operator(
-    "contrib_div_sqrt_dim", infer=_float_like_first, elementwise=True, nd=CONTRIB, samples=[Sample((2, 3))],
+    "contrib_div_sqrt_dim", infer=_float_like_first, nd=CONTRIB, samples=[Sample((2, 3))],
     reference=lambda x: x / math.sqrt(x.shape[-1]),
 )  # fmt: skip
 def div_sqrt_dim(xp: Any, x: Any, *, out: Any) -> None:
