@@ -5,6 +5,7 @@
 #   make lint     run the linters, the type checker and the checks of the documents
 #   make format   rewrite the Python files in the project's format
 #   make bench    time vardag beside the libraries that are installed; writes build/compare.json and .png
+#   make operators  print the operators: gradients, deviations from MXNet and from NumPy
 #   make stress   run the long random tests, a quarter of an hour; prints what it counted
 #   make clean    remove what the other commands made
 #
@@ -18,7 +19,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --root-user-act
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench stress clean
+.PHONY: help demo test lint format bench operators stress clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -44,6 +45,9 @@ format: $(VENV)/.installed-dev
 # Options go into BENCH, as in: make bench BENCH="--quick --python torch=/path/to/python"
 bench: $(VENV)/.installed-test
 	$(RUN) benchmarks/compare.py $(BENCH)
+
+operators: $(VENV)/.installed-test
+	$(RUN) benchmarks/operators.py
 
 # Seconds for each storm of finalizers and of exceptions thrown into workers; any number above 0 asks for the long forms
 # of the rest.  Below 15 minutes on two cores with nothing beside it; the table of what was counted comes last

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from . import autograd, base, engine
 from . import ndarray as nd
+from .autograd.custom import operator
 from .engine import Error
 from .ndarray import Context, NDArray, cpu, cpu_pinned, current_context, gpu, num_gpus, random
 
@@ -35,5 +36,14 @@ __all__ = [
     "gpu",
     "nd",
     "num_gpus",
+    "operator",
     "random",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "testing":  # with NumPy's, which nobody else needs
+        from importlib import import_module
+
+        return import_module(f"{__name__}.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -164,7 +164,7 @@ class _UserNode(FunctionNode):
 
     def __init__(self, function: Function, inputs: Sequence[Array], edges: Any, outputs: Sequence[Array]) -> None:
         self.op: Any = _Name(type(function).__name__)
-        self.attributes, self.names, self.saved, self.freed = {}, frozenset(), {}, None
+        self.attributes, self.saved, self.freed = {}, {}, None
         self.edges = edges
         self.metas = tuple(x._meta for x in inputs)
         self.made = tuple(y._meta for y in outputs)

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ndarray.array import Array
-from ..ndarray.buffer import Kept, Saved
+from ..ndarray.buffer import Saved
 from ..ndarray.device import HOST
+from ..ndarray.dtype import NARROW
 from ..operators.calls import plain
 from ..operators.fusion import FUSE
-from ..operators.schema import size_of
-from ..operators.texts import HALF, arguments, finished
+from ..operators.schema import registry, size_of
+from ..operators.texts import arguments, finished
 from ..operators.tiny import Looks, fails
 from ..operators.tracing import Program, Trace, Traced, Untraceable
 from .regions import region_of
@@ -108,7 +109,7 @@ def _signature(walk: Walk, head_grads: Sequence[Any], results: Iterable[int]) ->
         if g._place is not place:
             return None
         found += (positions[node], index, g._meta)
-    return tuple(results), *found
+    return registry.replaced, tuple(results), *found
 
 
 def _form(node: Node) -> Any:
@@ -211,7 +212,7 @@ def _made(walk: Walk, head_grads: Sequence[Any], results: Sequence[int]) -> Any:
     )
 
 
-VALUES = Saved | Kept | np.generic | np.ndarray
+VALUES = Saved | np.generic | np.ndarray
 
 
 class Later(Exception):
@@ -236,7 +237,7 @@ class _TracedWalk(Walk):
         raw = self.looks.at(value)
         if not self.looks.ready:
             raise Later
-        if raw.dtype == HALF or not raw.flags.c_contiguous:
+        if raw.dtype in NARROW or not raw.flags.c_contiguous:
             raise Untraceable
         self.inputs.append((position, key, type(raw)))
         return self.trace.input(raw)
@@ -248,7 +249,7 @@ class _TracedWalk(Walk):
         return False
 
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
-        if isinstance(node, FunctionNode) or any(m is not None and m[1] == HALF for m in (*node.metas, *node.made)):
+        if isinstance(node, FunctionNode) or any(m is not None and m[1] in NARROW for m in (*node.metas, *node.made)):
             raise Untraceable
         if node.op.elementwise and size_of(node.made) >= FUSE:
             raise Untraceable  # these run together, tile by tile

@@ -65,8 +65,8 @@ class Node:
     """One recorded operator.
 
     `edges`: the entry of each input, None where no gradient can flow.   `saved`: what its texts name, by name, until
-    freed.   `metas`: (shape, dtype) of each input.   `made`: those of the outputs, as the kernel gives them.
-    `freed`: the line of the backward that freed it, or None.
+    freed: constants, copies of small values, a `Saved` for others.   `metas`: (shape, dtype) of each input.
+    `made`: those of the outputs, as the kernel gives them.   `freed`: the line of the backward that freed it, or None.
     """
 
     __slots__ = (
@@ -76,7 +76,6 @@ class Node:
         "freed",
         "made",
         "metas",
-        "names",
         "number",
         "op",
         "retention",
@@ -94,11 +93,15 @@ class Node:
     ) -> None:
         self.op, self.attributes, self.edges, self.metas, self.made = op, attributes, edges, metas, made
         self.retention = _retention(op, tuple([edge is not None for edge in edges]))
-        self.names = self.retention.names
         self.saved: dict[Any, Any] = {}
-        self.number = number()
+        self.number = next(_numbers)
         self.site = here()
         self.freed: Any = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What it keeps."""
+        return self.retention.names
 
     def key(self, index: int) -> Any:
         """Under which key the input at this position is saved."""
@@ -214,9 +217,16 @@ class Recorder:
         """
         connected = False
         found: list[Entry | None] = []
+        metas: list[Meta | None] = []
         for i, x in enumerate(inputs):
-            entry = entry_of(x) if isinstance(x, Array) and op.gradient_of(i) is not None else None
-            connected = connected or entry is not None
+            entry: Entry | None = None
+            if isinstance(x, Array):
+                metas.append(x._meta)
+                if op.gradient_of(i) is not None:
+                    entry = entry_of(x)
+                    connected = connected or entry is not None
+            else:
+                metas.append(None if x is None else (x.shape, x.dtype))
             found.append(entry)
         if targets or op.updates:
             self._check(op, inputs, targets, connected)
@@ -225,8 +235,7 @@ class Recorder:
         edges = tuple(found)
         if previous is not None and all(a is b for a, b in zip(previous.edges, edges, strict=True)):
             return previous
-        metas = tuple([x._meta if isinstance(x, Array) else None if x is None else (x.shape, x.dtype) for x in inputs])
-        return Node(op, attributes, edges, metas, made)
+        return Node(op, attributes, edges, tuple(metas), made)
 
     def _check(self, op: Operator, inputs: Sequence[Any], targets: Sequence[Array], tracked: bool) -> None:
         for name in op.updates:

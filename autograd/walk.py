@@ -20,7 +20,8 @@ import numpy as np
 from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
 from ..ndarray.array import Array
-from ..ndarray.buffer import Admission, Kept, Saved
+from ..ndarray.buffer import Admission, Saved
+from ..ndarray.dtype import is_float
 from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
@@ -178,7 +179,7 @@ class Walk:
     def _in_regions(self, node: Node, texts: Sequence[int], g: Any) -> bool:
         """A view, or a write to a part, of a large array: see regions.py."""
         region, base = region_of(node.attributes), node.metas[0]
-        if region is None or base is None or math.prod(base[0]) < LARGE or base[1].kind != "f":
+        if region is None or base is None or math.prod(base[0]) < LARGE or not is_float(base[1]):
             return False
         if node.op is VIEW:
             to, index = self.edges[node][0]
@@ -252,9 +253,16 @@ class Walk:
         """The texts on arrays; in a recording scope their results can be differentiated again."""
         op = node.op
         values: dict[Any, Any] = dict(cotangents)
+        place = next(iter(cotangents.values()))._place
         for key, kept in self.saved[node].items():
-            if key not in op.definitions:
-                values[key] = Array._from_saved(kept, node) if isinstance(kept, Saved | Kept) else kept
+            if key in op.definitions:
+                continue
+            if isinstance(kept, Saved):
+                values[key] = Array._from_saved(kept, node)
+            elif isinstance(kept, np.ndarray):
+                values[key] = Array._from_copy(place, kept, self._entry(node, key))
+            else:
+                values[key] = kept
         if op.variadic in node.names:
             values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
         for name, text in op.definitions.items():
@@ -268,6 +276,11 @@ class Walk:
                 if i is not None and gradient is not None:
                     meta: Any = node.metas[i]
                     self._deliver(node, i, finished(numpy_face, op, op.input_name(i), gradient, meta))
+
+    def _entry(self, node: Node, key: Any) -> Any:
+        """The entry of a value that the node keeps: an input's, or one of its own outputs."""
+        position = node.op.position(key)
+        return self.edges[node][position] if position >= 0 else (node, node.op.filled.index(key))
 
     def _push(self, node: Node, indices: Sequence[int], cotangents: dict[str, Any]) -> None:
         """The texts on raw memory: one engine operation, or one for each text of a costly operator.
@@ -360,8 +373,6 @@ class Walk:
                 if isinstance(kept, Saved):
                     reads.append(kept.buffer.variable)
                     return kept.buffer, kept.shape, kept.strides, kept.offset
-                if isinstance(kept, Kept):
-                    return kept.raw
                 if isinstance(kept, Array):
                     reads.append(kept._chunk.buffer.variable)
                     return kept._chunk.buffer, kept._shape, kept._strides, kept._offset

@@ -89,8 +89,8 @@ def programs() -> dict[str, Callable[[Any], Run]]:
     return _nd.programs(nd, autograd) | own
 
 
-def one_worker() -> dict[str, Callable[[Any], Run]]:
-    """What shows how the work scales; the worker process runs with one worker."""
+def one_thread() -> dict[str, Callable[[Any], Run]]:
+    """What shows how the work scales; the worker process runs the serial engine."""
     every = programs()
     return {key: every[key] for key in ("add_1e7", "formula_1e7", "eight_exp", "product_1024", "mlp_large", "chains")}
 

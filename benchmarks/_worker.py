@@ -21,7 +21,7 @@ from _workloads import LIBRARIES, WORKLOADS
 
 SOURCES = {
     "vardag": ("_vardag", "programs"),
-    "one": ("_vardag", "one_worker"),
+    "one": ("_vardag", "one_thread"),
     "numpy": ("_numpy", "programs"),
     "numpy1": ("_numpy", "threaded"),
     "executor": ("_numpy", "executor"),

@@ -21,8 +21,8 @@ PEERS = {
     "jit": "jax.jit",
     "mxnet": "MXNet",
     "executor": "executor",
-    "one": "1 worker",
-}  # /1: with one thread; executor: ThreadPoolExecutor; one: vardag itself with one worker
+    "one": "1 thread",
+}  # /1: with one thread; executor: ThreadPoolExecutor; one: vardag itself, the serial engine
 SINGLE = {"numpy1": "numpy", "torch1": "torch"}  # where a bar names the library, the better of the two ways counts
 LIBRARIES = {**SINGLE, "jit": "jax", "executor": "numpy", "one": "vardag"}  # where to find them
 

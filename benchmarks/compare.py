@@ -33,7 +33,7 @@ PATIENCE = 120.0  # seconds for one answer
 FEWEST, ROW = 3, 6.0  # a row has so many rounds, and after so many seconds no more
 SLOW = 1.0  # seconds; a peer that takes longer for one unit, and five times the fastest peer's time, is timed once
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-ENVIRONMENT = {"one": {"VARDAG_CPU_WORKER_NTHREADS": "1"}, "numpy1": ONE_THREAD, "torch1": ONE_THREAD}
+ENVIRONMENT = {"one": {"VARDAG_ENGINE_TYPE": "NaiveEngine"}, "numpy1": ONE_THREAD, "torch1": ONE_THREAD}
 
 
 class Process:

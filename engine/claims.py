@@ -34,6 +34,8 @@ class ThisThread(threading.local):
         self.forced = False  # its push is admitted whatever the bounds are
         self.busy: Any = None  # the busy lock of the innermost operation that it helps with; free once that is over
         self.turn = False  # it has the turn of a serial engine
+        #: (operation that waits, what for) of its innermost wait
+        self.target: tuple[Operation | None, Operation | None] = (None, None)
         self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from .atomic import P, T, renew
 from .claims import here_and_now, in_wait, starting
 from .errors import Cancelled, EngineTimeout
+from .joining import brief
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
 from .parallel import Helper
 from .profiler import Profile
@@ -312,7 +313,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
 
 
 def _is_mine(op: Operation) -> bool:
-    claim = op.claim if op.kind is Kind.ATOMIC and op.state is RUNNING and op.mark else None
+    claim = op.claim if (op.kind is Kind.ATOMIC or brief(op)) and op.state is RUNNING and op.mark else None
     return claim is not None and claim[2] == get_ident() and claim[1].locked()
 
 

@@ -27,7 +27,7 @@ from .joining import Fusible
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .outcome import RAISE, fails_again
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
-from .shared import Shared
+from .shared import Shared, exhaust
 from .unseen import Unseen
 
 ATOMIC, KERNEL, USER, ASYNC = Kind.ATOMIC, Kind.KERNEL, Kind.USER, Kind.ASYNC
@@ -97,10 +97,18 @@ class Runner(Unseen):
             del job
 
     def _assist(self, lane: Lane) -> None:
-        """Take part in what other threads run."""
-        with suppress(IndexError):  # there is no more of it
-            while True:
+        """Take part in what other threads run, until there is no more of it, or something to run.
+
+        The bell's tokens are gone, and a share may take a while: ring on before and after.
+        """
+        with suppress(IndexError):
+            if len(lane.assistants) > 1 or lane.heap or self._inbox:
+                lane.bell.put(None)
+            lane.assistants.popleft()()
+            while not lane.heap and not self._inbox:
                 lane.assistants.popleft()()
+            if lane.assistants:
+                lane.bell.put(None)
 
     def _turn(self, lane: Lane, busy: Any, mine: list[Job | None], fate: Fate | None) -> bool:
         """T held.  Complete the old job, if any, and claim the lane's best: one commit.  False: plan again."""
@@ -340,8 +348,12 @@ class Runner(Unseen):
             stack.append(op)
             if claim[0] is not token:
                 return True
-            if type(op) is Fusible and self._shut(op).brief and not self._serial:
+            fusible = type(op) is Fusible and not self._serial
+            if fusible and self._shut(op).brief:  # type: ignore[arg-type]
                 self._call_shared(op, claim, token)
+            elif fusible and here_and_now.worker is None and here_and_now.busy is claim[1]:
+                self._unclaim(op, claim, token)  # it was brief until somebody joined: a matter for workers
+                return True
             else:
                 op.mark = 1
                 self.kernel_context.copy().run(fn)
@@ -361,18 +373,14 @@ class Runner(Unseen):
             segment.blame(op)
             raise
         shared = Shared(op, pieces, op.lane, context)
-        rest = (*(shared.check(len(pieces)),) * bool(pieces), *after, (setattr, op, "mark", 2))
-        steps = ((index, claim, token), (setattr, op, "mark", 1), *shared.begin, *shared.end, *rest)
+        steps = ((index, claim, token), (setattr, op, "mark", 1), *shared.steps, *after, (setattr, op, "mark", 2))
         try:
-            context.run(deque, starmap(call, steps), 0)
+            context.run(exhaust, starmap(call, steps))
         except BaseException as e:
-            shared.leave()
+            exhaust(shared.left)  # at once: see shared.py
             if op.mark == 1:
-                try:
-                    context.run(deque, starmap(call, rest), 0)  # all of it, if a handler cut the wait for a door
-                except BaseException as own:
-                    segment.blame(op)
-                    raise shared.error(op, e if isinstance(own, IndexError) else own) from None
+                segment.blame(op)
+                raise shared.error(op, e) from None
             raise
 
     def _own_fate(self, op: Operation, claim: list[Any], token: object, e: BaseException) -> Any:

@@ -7,21 +7,24 @@ other's way.  So here everything is prepared, and then:
 - a *piece* is a list of steps, and all that a thread does of an operation is one C call: take pieces until none is
   left, and run their steps.  Nothing is published before the C call of the parent begins;
 - an *assistant* is what a worker finds in ``lane.assistants`` when it has nothing to run.  Nobody waits for one that
-  has not come.  It works under a door of its own, as the helpers of parallel.py do: the parent's C call ends by
-  emptying the queue of pieces and taking every door, so it waits for those that are inside, and who comes later leaves;
-- the last step fails unless every piece was done.
+  has not come.  It works under a door of its own, as the helpers of parallel.py do: the parent's C call ends by taking
+  every door, so it waits for those that are inside, and who comes later leaves;
+- then a step fails unless every piece was done.
 
-What is cut is therefore the operation's own failure, and an interrupt comes before all of it or after; or while the
-thread waits for a door, for that is where a C call hears it: then the rest is done before the interrupt goes on.
-                                                                                   [tests/engine/test_shared.py]
+NOBODY IS LEFT INSIDE.  Doors are taken with `RLock._acquire_restore`, which waits for a lock without hearing signals:
+so nothing but a step's own failure cuts the C call, and an interrupt comes before all of it or after.  What is cut
+takes the doors first of all: the handler begins with one C call (`Shared.left`), and is entered without a checkpoint
+(F1 in atomic.py), for an interrupt may have come while the steps ran.           [tests/engine/test_shared.py]
 """
 
 from __future__ import annotations
 
 import operator
 import threading
+from _thread import get_ident
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain, starmap
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -37,54 +40,54 @@ if TYPE_CHECKING:
     from .ready import Lane
 
 
-class Shared:
-    """The pieces of one operation, and the steps that do them: `begin`, then `end`, in one C call."""
+#: all of an iterator, for what it does
+exhaust = deque[Any](maxlen=0).extend
 
-    __slots__ = ("begin", "done", "end", "errors", "todo")
+
+class Shared:
+    """The pieces of one operation, and the steps that do them; made by the thread that runs it.
+
+    `left`: to be exhausted if they were cut.  Behind that no assistant is inside, and none will be.
+    """
+
+    __slots__ = ("asked", "errors", "left", "steps")
 
     def __init__(self, op: Operation, pieces: Sequence[Sequence[Step]], lane: Lane, context: Context) -> None:
-        self.todo: deque[Any] = deque()
-        self.done: list[int] = []  # the numbers of pieces; each change is a step
-        self.errors: list[BaseException] = []
-        assistants = [Assistant(self.todo, self.errors, op, context) for _ in range(min(lane.workers, len(pieces)) - 1)]
-        whole = [(*piece, (list.append, self.done, i)) for i, piece in enumerate(pieces)]
-        self.begin: list[Step] = [(deque.extend, self.todo, [*whole, *(None for _ in range(len(assistants) + 1))])]
+        todo: deque[Any] = deque()
+        done: list[int] = []  # the numbers of pieces; each change is a step
+        self.errors: list[BaseException] = []  # of assistants
+        self.asked: list[int] = []  # not empty: it is the last look that fails
+        assistants = [Assistant(todo, self.errors, op, context) for _ in range(min(lane.workers, len(pieces)) - 1)]
+        whole = [(*piece, (list.append, done, i)) for i, piece in enumerate(pieces)]
+        me = (1, get_ident())
+        # One iterator: whoever exhausts it, each door is taken once.
+        doors = starmap(
+            call,
+            [s for a in assistants for s in ((a.door._acquire_restore, me), (dict.pop, lane.doors, a.door, None))],
+        )
+        self.left = starmap(call, [(deque.clear, todo), (exhaust, doors)])
+        # A `None` for each thread, behind all pieces: as long as nothing is cut, nobody finds the queue empty.
+        steps: list[Step] = [(deque.extend, todo, [*whole, *(None for _ in range(len(assistants) + 1))])]
         if assistants:
-            doors = dict.fromkeys(a.door for a in assistants)
-            self.begin.append((dict.update, lane.doors, doors))
-            self.begin.append((deque.extend, lane.assistants, assistants))
-            self.begin += ((SimpleQueue.put, lane.bell, None) for _ in assistants)
-        self.begin.append((deque, together(self.todo), 0))
-        #: may be repeated
-        self.end: list[Step] = [(deque.clear, self.todo)]
-        for a in assistants:
-            self.end += [(a.door.acquire,), (dict.pop, lane.doors, a.door, None)]
-
-    def leave(self) -> None:
-        """Take all doors, though handlers raise meanwhile: a thread that waits for a lock hears them."""
-        while not self._left():
-            pass
-
-    def _left(self) -> bool:
-        try:
-            deque(starmap(call, self.end), 0)
-        except BaseException:
-            return False
-        return True
-
-    def check(self, count: int) -> Step:
-        """Fails unless `count` pieces were done."""
-        return (operator.getitem, self.done, count - 1)
+            steps.append((dict.update, lane.doors, dict.fromkeys(a.door for a in assistants)))
+            steps.append((deque.extend, lane.assistants, assistants))
+            steps.append((SimpleQueue.put, lane.bell, None))  # who comes rings on
+        steps += ((exhaust, together(todo)), (exhaust, doors))
+        if pieces:
+            steps.append((list.append, self.asked, 1))
+            steps.append((operator.getitem, done, len(pieces) - 1))  # fails unless all were done
+            steps.append((list.clear, self.asked))
+        self.steps = steps
 
     def error(self, op: Operation, e: BaseException) -> BaseException:
         """Why it failed, if `e` is what its C call raised."""
-        if not isinstance(e, IndexError):
+        if not self.asked:
             return e
         return self.errors[0] if self.errors else Cancelled(f"[{op.name or 'operation'}] was interrupted")
 
 
 def together(todo: deque[Any]) -> Any:
-    """The steps of all pieces that nobody else takes, in C: `None` ends it, and so does an empty queue."""
+    """The steps of all pieces that nobody else takes, in C: `None` ends it."""
     return starmap(call, chain.from_iterable(iter(todo.popleft, None)))
 
 
@@ -101,13 +104,14 @@ class Assistant:
         """On a worker that runs nothing."""
         stack = here_and_now.stack
         depth = len(stack)
-        try:
+        with suppress(BaseException):  # thrown into this thread before its C call or after: nothing is lost
             attempt(self.door, self._work)
-        except BaseException as e:
-            self.errors.append(e)  # the parent looks here if a piece is missing
         del stack[depth:]
 
     def _work(self) -> None:
         if self.todo:
             here_and_now.stack.append(self.parent)  # who waits for that one here waits for himself
-            self.context.run(deque, together(self.todo), 0)
+            try:
+                self.context.run(exhaust, together(self.todo))
+            except BaseException as e:
+                self.errors.append(e)  # as long as the door is shut: then the parent looks, if a piece is missing

@@ -192,19 +192,23 @@ class Waiting(Workers):
         end = None if timeout is None else monotonic() + timeout
         queue: Bell = SimpleQueue()
         watched: list[Operation] = []
-        outer = None if current is None else current.blocked
+        outer = here_and_now.target
         if self._serial:
             self._turn_bells.append(queue)
         again = get_ident() in in_wait
         try:
+            here_and_now.target = current, op
             if here_and_now.turn and not again:
                 self._give_way()
             self._until_done(op, end, timeout, queue, watched, current)
         finally:
+            here_and_now.target = outer
+            if current is not None:
+                # A finalizer's wait inside a wait gives back what it found, but nothing of another thread that runs
+                # a share of the same operation.                [test_shared: test_finalizers_on_two_threads]
+                current.blocked = outer[1] if outer[0] is current else None
             if not again:
                 in_wait.discard(get_ident())
-            if current is not None:
-                current.blocked = outer  # a finalizer's wait inside a wait gives back what it found
             self._leave(watched, queue)
 
     def _give_way(self) -> None:

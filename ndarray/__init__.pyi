@@ -49,6 +49,9 @@ def Convolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., str
 def Correlation(data1: Any, data2: Any, kernel_size: Any = 1, max_displacement: Any = 1, stride1: Any = 1, stride2: Any = 1, pad_size: Any = 0, is_multiply: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Averages of products (or of absolute differences) of windows of data1 with displaced windows of data2."""
 
+def Custom(*data: Any, op_type: str, name: Any = None, **named: Any) -> Any:
+    """A custom operator, by the name that `register` gave it."""
+
 def Deconvolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., adj: Any = ..., target_shape: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = True, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Transposed convolution: what takes the result of a Convolution back to the shape of its data."""
 

@@ -29,13 +29,15 @@ import numpy as np
 
 from ..engine import ArgumentError
 from .device import RawArray
-from .dtype import BOOL, DType
+from .dtype import BFLOAT16, BOOL, DType, missing
 from .shape import Shape
 from .sparse_arrays import KINDS
 
 MAGIC = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 TYPES = {0: "float32", 1: "float64", 2: "float16", 3: "uint8", 4: "int32", 5: "int8", 6: "int64", 7: "bool"}
+if BFLOAT16 is not None:
+    TYPES[12] = "bfloat16"
 FLAGS = {np.dtype(name): flag for flag, name in TYPES.items()}
 #: what later versions of MXNet write and this library has no arrays of: the name, and the bytes of an element
 FOREIGN = {8: ("int16", 2), 9: ("uint16", 2), 10: ("uint32", 4), 11: ("uint64", 8), 12: ("bfloat16", 2)}
@@ -192,7 +194,7 @@ def _array(source: Source) -> tuple[RawArray | Parts | None, str]:
         raise source.fault(f"unknown element type {flag}", source.offset - 4)
     if storage in SPARSE:
         return _sparse(source, storage, shape, flag)
-    if flag in FOREIGN:
+    if flag not in TYPES:
         source.skip(source.nbytes(shape, _itemsize(flag)), "elements")
         return None, _unknown(flag)
     return source.elements(shape, np.dtype(TYPES[flag])), ""
@@ -212,7 +214,7 @@ def _sparse(source: Source, storage: int, shape: Shape, flag: int) -> tuple[Part
     kinds.append(flag)
     source.nbytes(shape, 8)
     sizes = [source.nbytes(form, _itemsize(kind)) for form, kind in zip(forms, kinds, strict=True)]
-    foreign = [kind for kind in kinds if kind in FOREIGN]
+    foreign = [kind for kind in kinds if kind not in TYPES]
     if foreign:
         source.skip(sum(sizes), "elements")
         return None, _unknown(foreign[0])
@@ -231,11 +233,12 @@ def _sparse(source: Source, storage: int, shape: Shape, flag: int) -> tuple[Part
 
 
 def _unknown(flag: int) -> str:
-    return f"has elements of type {FOREIGN[flag][0]}: one of {', '.join(TYPES.values())} expected"
+    name = FOREIGN[flag][0]
+    return f"has elements of type {name}: one of {', '.join(TYPES.values())} expected{missing(name)}"
 
 
 def _itemsize(flag: int) -> int:
-    return FOREIGN[flag][1] if flag in FOREIGN else np.dtype(TYPES[flag]).itemsize
+    return FOREIGN[flag][1] if flag not in TYPES else np.dtype(TYPES[flag]).itemsize
 
 
 def read(source: Source) -> list[RawArray | Parts] | dict[str, RawArray | Parts]:

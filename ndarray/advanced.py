@@ -13,7 +13,7 @@ import numpy as np
 
 from .array import Array
 from .device import RawArray
-from .dtype import BOOL
+from .dtype import BOOL, is_float
 from .indexing import inside, spread, whole_number
 from .reading import describe
 from .shape import Shape, broadcast
@@ -128,7 +128,7 @@ def _item(item: Any, array: Array) -> Any:
     if number is not None:
         return number
     if isinstance(item, Array):
-        if item._dtype.kind == "f" and not (is_mask(item) or array._float_indices):
+        if is_float(item._dtype) and not (is_mask(item) or array._float_indices):
             raise IndexError(f"{describe(item)} as indices: integers or truth values expected")
         return item
     if isinstance(item, list | tuple) and _holds_arrays(item):
@@ -144,7 +144,7 @@ def _item(item: Any, array: Array) -> Any:
         return raw
     if not raw.size and not isinstance(item, np.ndarray):
         return raw.astype(np.intp)
-    floats = kind == "f" and raw.ndim > 0 and array._float_indices and bool(np.isfinite(raw).all())
+    floats = is_float(raw.dtype) and raw.ndim > 0 and array._float_indices and bool(np.isfinite(raw).all())
     if kind not in "iu" and not floats:
         raise IndexError(f"indices of dtype {raw.dtype}: {KINDS} expected")
     return raw.astype(np.intp)

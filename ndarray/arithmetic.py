@@ -12,10 +12,11 @@ import numpy as np
 
 from ..engine import ArgumentTypeError
 from .array import Array
+from .dtype import NARROW
 from .reading import describe
 from .sparse_arrays import BaseSparseNDArray
 
-SCALARS = (bool, int, float, np.bool_, np.integer, np.floating)
+SCALARS: tuple[type, ...] = (bool, int, float, np.bool_, np.integer, np.floating, *(dtype.type for dtype in NARROW))
 OPERANDS = (Array, *SCALARS, np.ndarray, BaseSparseNDArray)
 
 
@@ -39,6 +40,13 @@ COMPARISONS = {
 }
 
 
+def foreign(value: Any) -> bool:
+    """Is it a NumPy array with rules of its own: a mask, units?"""
+    if type(value) is np.ndarray or not isinstance(value, np.ndarray):
+        return False
+    return isinstance(value, np.ma.MaskedArray) or type(value).__array_ufunc__ is not np.ndarray.__array_ufunc__
+
+
 def bind(cls: type[Array], quick: Mapping[str, Any], in_place: Mapping[str, Any]) -> None:
     """Give a class its operators: functions of two operands that give NotImplemented for what is no operand."""
     for method, name in BINARY.items():
@@ -59,7 +67,7 @@ def _reflected(quick: Any) -> Any:
 def _comparison(quick: Any, name: str, symbol: str) -> Any:
     def compare(self: Any, other: Any) -> Any:
         found = quick(self, other)
-        if found is NotImplemented:
+        if found is NotImplemented and not foreign(other):
             raise ArgumentTypeError(f"[{name}] {describe(self)} {symbol} {other!r}: an array or a number expected")
         return found
 

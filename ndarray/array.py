@@ -17,7 +17,7 @@ import numpy as np
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError, Variable
 from ._late import autograd, indexing, numpy_face
-from .buffer import Admission, Buffer, Chunk, Kept, Saved, Writing, share
+from .buffer import Admission, Buffer, Chunk, Saved, Writing, share
 from .context import Context, as_context
 from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
@@ -118,13 +118,16 @@ class Array(Interchange):
         return new
 
     @classmethod
-    def _from_saved(cls, saved: Saved | Kept, node: Any) -> Self:
+    def _from_copy(cls, place: Place, raw: RawArray, entry: Any) -> Self:
+        """An array with the value that the tape keeps as a copy, with that entry."""
+        new = cls._young(place, raw.copy())
+        new._line = Line(new._shape, None, 0, entry)
+        return new
+
+    @classmethod
+    def _from_saved(cls, saved: Saved, node: Any) -> Self:
         """An array over the buffer of a value that `node` saved: they share it until one of them writes."""
         entry = (node, saved.entry) if type(saved.entry) is int else saved.entry
-        if isinstance(saved, Kept):
-            new = cls._young(saved.place, saved.raw.copy())
-            new._line = Line(new._shape, None, 0, entry)
-            return new
         chunk = Chunk(saved.buffer, saved.place)
         new = cls._over(chunk, saved.shape, saved.strides, saved.offset)
         owner = saved.owner()

@@ -178,15 +178,6 @@ class Saved(Holder):
         ]
 
 
-class Kept:
-    """A small value that the tape keeps as a copy of its own.  `entry`: as in `Saved`."""
-
-    __slots__ = ("__weakref__", "entry", "place", "raw")
-
-    def __init__(self, raw: RawArray, entry: Any, place: Place) -> None:
-        self.raw, self.entry, self.place = raw, entry, place
-
-
 class Lease(Saved):
     """A value that somebody reads outside of the engine, where no operation can be ordered after the reading: the bytes
     stay where they are, and who wants to write there goes elsewhere."""

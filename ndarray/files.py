@@ -24,7 +24,7 @@ from .array import Array
 from .buffer import Lease
 from .context import cpu
 from .device import RawArray
-from .dtype import KNOWN, NAMES
+from .dtype import BFLOAT16, KNOWN, NAMES, is_bfloat16, missing
 from .ndarray import NDArray
 from .sparse_arrays import KINDS, BaseSparseNDArray
 
@@ -36,6 +36,8 @@ SAFE_TYPES = {
     "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I32": "int32", "I64": "int64", "U8": "uint8",
     "BOOL": "bool",
 }  # fmt: skip
+if BFLOAT16 is not None:
+    SAFE_TYPES["BF16"] = "bfloat16"
 
 
 class MissingPackageError(Error, ImportError):
@@ -74,7 +76,7 @@ def save(fname: str | os.PathLike[str], data: Any, format: str | None = None) ->
         if (why := form.unfit(name)) is not None:
             raise ArgumentError(f"[save] {clipped(path)}: the name {clipped(repr(name))} {why}")
     labels: Sequence[str] | range = names if names is not None else range(len(arrays))
-    _check_sparse(path, kind, labels, arrays)
+    _check_kinds(path, kind, labels, arrays)
     # the values as of now, without copies
     held = [[part._hold() for part in (a._parts if isinstance(a, BaseSparseNDArray) else (a,))] for a in arrays]
     values = [
@@ -167,7 +169,7 @@ def _items(data: Any) -> tuple[list[str] | None, list[Array | BaseSparseNDArray]
     return names, arrays
 
 
-def _check_sparse(
+def _check_kinds(
     path: str, kind: str, labels: Sequence[str] | range, arrays: Sequence[Array | BaseSparseNDArray]
 ) -> None:
     for label, array in zip(labels, arrays, strict=True):
@@ -176,6 +178,11 @@ def _check_sparse(
             raise ArgumentError(
                 f"[save] {clipped(path)}: array {clipped(label)} is {array.stype}, and files of {kind} have {beside}; "
                 "save it by tostype('default')"
+            )
+        if kind == "npz" and is_bfloat16(np.dtype(array.dtype)):
+            raise ArgumentError(
+                f"[save] {clipped(path)}: array {clipped(label)} is of bfloat16, which NumPy's files cannot say; "
+                "convert it with .astype, or save it as safetensors"
             )
 
 
@@ -399,7 +406,8 @@ def _read_safetensors(source: Source) -> dict[str, RawArray]:
         source.array = name
         kind = tensor["dtype"]
         if kind not in SAFE_TYPES:
-            raise source.fault(f"has elements of type {clipped(kind)}: one of {', '.join(NAMES)} expected")
+            names = f"{', '.join(NAMES)} expected{missing('bfloat16' if kind == 'BF16' else kind)}"
+            raise source.fault(f"has elements of type {clipped(kind)}: one of {names}")
         dtype = np.dtype(SAFE_TYPES[kind])
         shape = tuple(tensor["shape"])
         if source.nbytes(shape, dtype.itemsize) != len(tensor["data"]):

@@ -11,7 +11,7 @@ from ..engine import ArgumentError, ArgumentTypeError
 from .buffer import Buffer, Chunk
 from .context import cpu
 from .device import RawArray, place_of
-from .dtype import KNOWN, NAMES
+from .dtype import KNOWN, NAMES, missing
 from .ndarray import NDArray
 
 
@@ -116,7 +116,7 @@ def to_dlpack_for_write(data: NDArray) -> Any:
 def _over(name: str, raw: RawArray, copy: bool = False) -> NDArray:
     """An array over this memory."""
     if raw.dtype not in KNOWN:
-        raise ArgumentError(f"[{name}] dtype {raw.dtype}: one of {', '.join(NAMES)} expected")
+        raise ArgumentError(f"[{name}] dtype {raw.dtype}: one of {', '.join(NAMES)} expected{missing(raw.dtype)}")
     if copy or not raw.flags.c_contiguous or not raw.flags.aligned:
         return NDArray._from_host(np.array(raw, order="C"))
     place = place_of(_engine.current(), cpu())

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import ArgumentError
+from ..engine import ArgumentError, ArgumentTypeError
+from ._late import autograd
 from .buffer import Lease, pin
 from .device import RawArray
-from .line import READ_ONLY, Line
+from .dtype import is_bfloat16
+from .line import READ_ONLY, Line, scope
 from .memory import SMALL
 from .reading import Reading, describe
 from .shape import c_strides
@@ -55,13 +57,18 @@ class Interchange(Reading):
         Of a large array the memory itself, lent: what writes the array meanwhile goes elsewhere.  With `copy`, or to
         another dtype, a copy that is the caller's own.
         Sync: blocks until the value is there.   Raises: the error that poisoned the value; ArgumentError (a ValueError)
-        if `copy` is false and a copy is needed.
+        if `copy` is false and a copy is needed; ArgumentTypeError at the call for an array on the tape while a scope
+        records, since what is computed from it loses the gradient: `asnumpy` or `detach` says that this is meant.
 
         >>> import numpy as np
         >>> from vardag import nd
         >>> np.asarray(nd.arange(3))
         array([0., 1., 2.], dtype=float32)
         """
+        if scope.get().recorder is not None and autograd.tape.entry_of(self) is not None:
+            raise ArgumentTypeError(
+                f"[__array__] {describe(self)}: a NumPy array would lose the gradient; use asnumpy() or detach()"
+            )
         own = copy or (dtype is not None and np.dtype(dtype) != self._dtype)
         if own and copy is False:
             raise ArgumentError(f"[__array__] {describe(self)}: {np.dtype(dtype)} only as a copy, and copy is False")
@@ -101,7 +108,8 @@ class Interchange(Reading):
         A copy, unless `copy` is False and the consumer knows DLPack 1.0: then the memory itself, marked as read-only.
         Consumers are free to ignore that mark, and some do (PyTorch); what they write, no operation knows of.
         Sync: blocks until the value is there.   Raises: the error that poisoned the value; BufferError for another
-        device, or if `copy` is false and a copy is needed; ArgumentError for a stream, which the host has not.
+        device, for bfloat16, or if `copy` is false and a copy is needed; ArgumentError for a stream, which the host has
+        not.
 
         >>> import numpy as np
         >>> from vardag import nd
@@ -112,6 +120,8 @@ class Interchange(Reading):
             raise ArgumentError(f"[__dlpack__] {describe(self)}: stream {stream!r}: the host's memory has no streams")
         if dl_device is not None and tuple(dl_device) != (1, 0):
             raise BufferError(f"[__dlpack__] {describe(self)}: device {dl_device}: the array is on (1, 0), the host")
+        if is_bfloat16(self._dtype):
+            raise BufferError(f"[__dlpack__] {describe(self)}: NumPy lends no bfloat16; convert with .astype")
         versioned = max_version is not None and max_version[0] >= 1
         lent = _lend(self._settled())
         if copy is not False or not versioned or any(step < 0 for step in lent.strides):
@@ -137,12 +147,12 @@ class Interchange(Reading):
         The memory of the whole chunk, views and base included, stays where it is for good.  Autograd knows nothing of
         what the other side writes, and operations pushed later are not ordered before it: `wait_to_write` first.
         Sync: blocks until all operations pushed so far that use the memory have finished.
-        Raises: the error that poisoned the value; BufferError for a view with negative strides.
+        Raises: the error that poisoned the value; BufferError for a view with negative strides, and for bfloat16.
         """
         if self._line is READ_ONLY:
-            raise ArgumentError(
-                f"[to_dlpack_for_write] {describe(self)}: an input of Function.forward is read-only"
-            )
+            raise ArgumentError(f"[to_dlpack_for_write] {describe(self)}: an input of Function.forward is read-only")
+        if is_bfloat16(self._dtype):
+            raise BufferError(f"[to_dlpack_for_write] {describe(self)}: NumPy lends no bfloat16")
         chunk = self._chunk
         pin(chunk)
         self.wait_to_write()

@@ -19,6 +19,7 @@ from ..engine.parallel import parallel
 from ._late import nd_face
 from .array import Array
 from .context import Context
+from .dtype import is_float
 
 Seed = tuple[tuple[int, int], int]  # (Philox key, number of the operation)
 
@@ -264,7 +265,7 @@ def _draw_like(name: str, data: Any, out: Any, **parameters: float) -> Any:
     """Numbers of the shape, the dtype (float32, if that is of integers) and the context of an array."""
     if not isinstance(data, Array):
         raise ArgumentTypeError(f"[{name}_like] {data!r}: an array expected")
-    dtype = data._dtype if data._dtype.kind == "f" else None
+    dtype = data._dtype if is_float(data._dtype) else None
     return getattr(nd_face, f"random_{name}")(shape=data.shape, dtype=dtype, ctx=data.context, out=out, **parameters)
 
 

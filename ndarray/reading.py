@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import ArgumentError, ArgumentTypeError, Operation
+from ..engine import OK, ArgumentError, ArgumentTypeError, Operation
 from .buffer import Admission, Chunk, Lease, hold
 from .device import RawArray
 from .dtype import DType
@@ -62,6 +62,14 @@ class Reading:
         writer = self._chunk.buffer.variable.writer  # one moment: no other thread comes in between these reads
         if writer is not None:
             writer.wait(timeout)
+
+    def _fails(self) -> bool:
+        """Whether an error has poisoned the value as of this call.  Sync: blocks."""
+        writer = None if self._raw is not None else self._chunk.buffer.variable.writer
+        if writer is None:
+            return False
+        self._chunk.buffer.engine.wait_op(writer, None)
+        return writer.fate is not OK
 
     def wait_to_write(self, timeout: float | None = None) -> None:
         """Wait until all operations pushed so far that read or write the current version have finished.

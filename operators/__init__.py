@@ -34,6 +34,7 @@ from . import (
     resizing,
     rnn,
     shaping,
+    signatures,
     slicing,
     softmax,
     sorting,
@@ -45,6 +46,7 @@ from .schema import Operator, registry
 
 publish()
 sparse.publish()
+signatures.sign()
 
 __all__ = [
     "Operator",
@@ -82,6 +84,7 @@ __all__ = [
     "resizing",
     "rnn",
     "shaping",
+    "signatures",
     "slicing",
     "softmax",
     "sorting",

@@ -238,7 +238,10 @@ tile.grad(x=_tile_gradient)
 
 def _repeat(metas: Metas, attributes: Attributes) -> Inferred:
     shape, dtype = _first(metas)
-    repeats, axis = int(attributes["repeats"]), attributes["axis"]
+    repeats, axis = attributes["repeats"], attributes["axis"]
+    if not isinstance(repeats, int | float):
+        raise TypeError(f"repeats {repeats!r}: a number expected")
+    repeats = int(repeats)
     if repeats < 0:
         raise ValueError(f"repeats {repeats}: a number from 0 expected")
     if axis is None:

@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..ndarray.dtype import NARROW
 from ..ndarray.line import scope
 from ..ndarray.ndarray import NDArray
 from .in_place import update
 from .schema import Attributes, Meta, Metas, Operator
-from .tiny import HALF, INLINE, Ready, at_once, prepare
+from .tiny import INLINE, Ready, at_once, prepare
 
 MOST = 64  # calls of one operator that are remembered
 PLAIN = frozenset((int, bool, str, type(None)))
@@ -169,6 +170,6 @@ def _in_place(op: Operator, metas: Metas, attributes: Attributes, made: Metas, d
     usual = op.elementwise and op.atomic and not op.random and op.ufunc is None and len(made) == 1
     if not usual or made[0] is None or dtype not in (None, made[0][1]):
         return None
-    if any(meta is not None and meta[1] == HALF for meta in metas) or op.work(metas, made, attributes) > INLINE:
+    if any(meta is not None and meta[1] in NARROW for meta in metas) or op.work(metas, made, attributes) > INLINE:
         return None
     return op, attributes, made[0], tuple(op.inputs.index(name) for name in op.updates)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import InternalError
+from ..ndarray.dtype import is_float
 from .schema import Attributes, Operator, Text, registry
 from .texts import arguments, finished
 
@@ -86,7 +87,7 @@ class Tape:
         if type(results) is tuple:
             raise InternalError(f"a function in F uses {op.name}, which has several outputs")
         result = Value(self, results, False)
-        if any(isinstance(x, Value) and x.needed for x in inputs) and result.dtype.kind == "f":
+        if any(isinstance(x, Value) and x.needed for x in inputs) and is_float(result.dtype):
             if op.variant is not None:
                 raise InternalError(f"a function in F uses {op.name}, which is another operator")
             dtype = next(np.dtype(x.dtype) for x in plain if hasattr(x, "dtype"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
-from ..ndarray.dtype import INT64
+from ..ndarray.dtype import INT64, is_float
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .composite import derived
@@ -159,14 +159,14 @@ def isnan(data: Any) -> Any:
 def isinf(data: Any) -> Any:
     """1 where an element is infinite, else 0."""
     data = _array("isinf", data)
-    return nd_face.abs(data) == math.inf if data._dtype.kind == "f" else nd_face.zeros_like(data)
+    return nd_face.abs(data) == math.inf if is_float(data._dtype) else nd_face.zeros_like(data)
 
 
 @composed(space="contrib")
 def isfinite(data: Any) -> Any:
     """1 where an element is a finite number, else 0."""
     data = _array("isfinite", data)
-    return nd_face.abs(data) < math.inf if data._dtype.kind == "f" else nd_face.ones_like(data)
+    return nd_face.abs(data) < math.inf if is_float(data._dtype) else nd_face.ones_like(data)
 
 
 @composed(space="contrib")
@@ -201,7 +201,7 @@ def _unary(
 
 
 def _quadratic(xp: Any, x: Any, *, a: float = 0.0, b: float = 0.0, c: float = 0.0, out: Any) -> None:
-    wide = x if x.dtype.kind == "f" else x.astype(np.float64)
+    wide = x if is_float(x.dtype) else x.astype(np.float64)
     out[...] = (wide * a + b) * wide + c
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ..ndarray.dtype import DType, truncated
+from ..ndarray.dtype import DType, is_float, truncated
 from ..ndarray.shape import broadcast
 from .faces import Rule
-from .infer import broadcasting, same_shape
+from .infer import broadcasting, loop_dtypes, same_shape
 from .schema import Attributes, Inferred, Metas, Operator, Sample, call_into, operator, registry, zero
 
 TRANSCENDENTAL = 16.0  # cost of an element of exp and the like, against 1 for an addition
@@ -110,11 +110,15 @@ def composed(
 
 
 def _float(dtype: DType) -> DType:
-    return dtype if dtype.kind == "f" else np.dtype(np.float64)
+    return dtype if is_float(dtype) else np.dtype(np.float64)
 
 
 def _same(dtype: DType) -> DType:
     return dtype
+
+
+def _signed(dtype: DType) -> DType:
+    return loop_dtypes(np.sign, (dtype,))[-1]
 
 
 # ---- one argument ---------------------------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ composed("rsqrt", lambda x, out: ((np.sqrt, x, out), (np.divide, 1, out, out)), 
          domain=(0.5, 4), reference=lambda x: 1 / np.sqrt(x), doc="1 / sqrt(x) of each element.")
 composed("rcbrt", lambda x, out: ((np.cbrt, x, out), (np.divide, 1, out, out)), lambda F, g, x, out: g * out / (x * -3),
          domain=(0.5, 4), reference=lambda x: 1 / np.cbrt(x), doc="1 / cbrt(x) of each element.")
-composed("relu", lambda x, out: (call_into(np.maximum, x, 0, out=out),), lambda F, g, out: F.where(F.greater(out, 0), g, 0),
+composed("relu", lambda x, out: (call_into(np.maximum, x, x.dtype.type(0), out=out),), lambda F, g, out: F.where(F.greater(out, 0), g, 0),
          cost=1, dtype=_same, domain=(0.1, 2), reference=lambda x: np.maximum(x, 0),
          doc="max(x, 0) of each element; the gradient at 0 is 0.")
 composed("softsign", lambda x, out: ((np.absolute, x, out), (np.add, out, 1, out), (np.divide, x, out, out)),
@@ -173,7 +177,7 @@ composed("softsign", lambda x, out: ((np.absolute, x, out), (np.add, out, 1, out
 composed("softrelu", lambda x, out: ((np.logaddexp, x, 0, out),), lambda F, g, x: g * F.sigmoid(x),
          aliases=("softplus",), reference=lambda x: np.logaddexp(x, 0), doc="log(1 + exp(x)) of each element.")
 composed("sign_or_zero", lambda x, out: ((np.sign, x, out), (np.fmax, out, -1, out), (np.multiply, out, np.equal(x, x), out)),
-         zero, cost=4, dtype=_same, domain=(0.1, 0.9), aliases=("sign",), reference=np.sign,
+         zero, cost=4, dtype=_signed, domain=(0.1, 0.9), aliases=("sign",), reference=np.sign,
          doc="The sign of each element; 0 for nan, as in MXNet.")
 composed("round_half_away", lambda x, out: ((np.absolute, x, out), (np.add, out, 0.5, out), (np.floor, out, out), (np.copysign, out, x, out)),
          zero, cost=4, inplace=False, domain=(0.1, 0.4), aliases=("round",), reference=np.round,
@@ -209,19 +213,19 @@ polygamma.grad(x=_next_polygamma)
 
 def _integer_division(inputs: list[Any], attributes: Attributes) -> Any:
     """MXNet's integers divide towards zero; by zero they give 0, as NumPy's do (MXNet dies)."""
-    return (registry["truncate_divide"], inputs, attributes) if _kind(inputs) in "iu" else None
+    return (registry["truncate_divide"], inputs, attributes) if _first(inputs).kind in "iu" else None
 
 
 def _mod_by_zero(inputs: list[Any], attributes: Attributes) -> Any:
-    return (registry["mod_or_zero"], inputs, attributes) if _kind(inputs) == "f" else None
+    return (registry["mod_or_zero"], inputs, attributes) if is_float(_first(inputs)) else None
 
 
 def _integer_power(inputs: list[Any], attributes: Attributes) -> Any:
-    return (registry["integer_power"], inputs, attributes) if _kind(inputs) in "iu" else None
+    return (registry["integer_power"], inputs, attributes) if _first(inputs).kind in "iu" else None
 
 
-def _kind(inputs: list[Any]) -> Any:
-    return next(np.dtype(x.dtype).kind for x in inputs if x is not None)
+def _first(inputs: list[Any]) -> DType:
+    return next(np.dtype(x.dtype) for x in inputs if x is not None)
 
 
 def _arithmetic(adapt: Any) -> Rule:
@@ -350,7 +354,7 @@ def clip(xp: Any, x: Any, *, a_min: float | None = None, a_max: float | None = N
 
     Bounds are converted to the dtype of x towards zero.
     """
-    steps: list[Any] = [] if a_min is not None or a_max is not None else [(xp.positive, x, out)]
+    steps: list[Any] = [] if a_min is not None or a_max is not None else [(xp.copyto, out, x)]
     if a_min is not None:
         steps.append(call_into(xp.maximum, x, truncated(a_min, x.dtype), out=out))
     if a_max is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError, Error
-from ..ndarray.arithmetic import OPERANDS, SCALARS, bind
+from ..ndarray.arithmetic import OPERANDS, SCALARS, bind, foreign
 from ..ndarray.array import Array
 from ..ndarray.context import as_context
 from ..ndarray.dtype import BOOL, INT64, KNOWN, DType, as_dtype, truncated
@@ -95,8 +95,10 @@ def bound(op: Operator, order: Sequence[str], arguments: tuple[Any, ...], named:
 
 
 def _refuse(op: Operator, name: str, value: Any) -> Error:
+    masked = f"{type(value).__name__} " if foreign(value) else ""
     return ArgumentTypeError(
-        f"[{op.name}] {name} {describe(value)}: an array{' or a number' * op.elementwise} expected"
+        f"[{op.name}] {name} {masked}{describe(value)}: an array{' or a number' * op.elementwise} expected"
+        f"{', which has no mask and no units' if masked else ''}"
     )
 
 
@@ -133,7 +135,8 @@ class Face:
         """`call`, but by way of quick.py where that can do it."""
 
         def operator(x: Any, y: Any) -> Any:
-            return call(x, y) if isinstance(x, OPERANDS) and isinstance(y, OPERANDS) else NotImplemented
+            known = isinstance(x, OPERANDS) and isinstance(y, OPERANDS) and not foreign(x) and not foreign(y)
+            return call(x, y) if known else NotImplemented
 
         def update(x: Any, y: Any) -> Any:
             return call(x, y, out=x) if isinstance(y, OPERANDS) else NotImplemented
@@ -204,9 +207,9 @@ class NumpyFace(Face):
     def _convert(op: Operator, inputs: list[Any]) -> None:
         """Scalars become constants of the dtype that the operator computes in; host arrays are copied."""
         for i, x in enumerate(inputs):
-            if isinstance(x, Array) or x is None:
+            if isinstance(x, Array) or (x is None and op.input_name(i) in op.optional):
                 continue
-            if isinstance(x, np.ndarray):
+            if isinstance(x, np.ndarray) and not foreign(x):
                 inputs[i] = _host(op, op.input_name(i), x, None)
             elif isinstance(x, SCALARS):
                 inputs[i] = _weak(op, x, inputs)
@@ -215,9 +218,12 @@ class NumpyFace(Face):
 
 
 def _host(op: Operator, name: str, x: Any, dtype: DType | None) -> Any:
-    if x.dtype.kind in "biuf":
-        with np.errstate(all="ignore"):  # a value that the dtype has not is inf, as in kernels
-            raw = np.array(x, dtype=dtype, order="C")
+    if x.dtype.kind in "biuf" or x.dtype in KNOWN:
+        if dtype is None or x.dtype == dtype:
+            raw = np.array(x, order="C")
+        else:
+            with np.errstate(all="ignore"):  # a value that the dtype has not is inf, as in kernels
+                raw = np.array(x, dtype=dtype, order="C")
         if raw.dtype in KNOWN:
             return raw
     raise ArgumentTypeError(f"[{op.name}] {name} {describe(x)}: not an element type of arrays")
@@ -345,7 +351,7 @@ class NDFace(Face):
         indexed = op.indexed
         for i, x in enumerate(inputs):
             if not isinstance(x, Array):
-                plain = plain and x is None
+                plain = plain and x is None and op.input_name(i) in op.optional
             elif dtype is None and i not in indexed:
                 dtype = x._dtype
         if not plain:
@@ -355,10 +361,10 @@ class NDFace(Face):
                 dtype = INT64
                 inputs[:] = [x.astype(INT64) if isinstance(x, Array) else x for x in inputs]
             for i, x in enumerate(inputs):
-                if x is None or isinstance(x, Array):
-                    continue
                 name = op.input_name(i)
-                if isinstance(x, np.ndarray):
+                if isinstance(x, Array) or (x is None and name in op.optional):
+                    continue
+                if isinstance(x, np.ndarray) and not foreign(x):
                     inputs[i] = _host(op, name, x, None if name in op.indices else dtype)
                 elif isinstance(x, SCALARS) and op.elementwise:
                     inputs[i] = truncated(x, dtype)
@@ -385,6 +391,12 @@ def attribute_dtype(default: Any = None) -> Callable[[DType | None, Attributes],
 
 numpy_face = NumpyFace()
 nd_face = NDFace()
+
+
+def nd_function(op: Operator) -> Method:
+    """An operator as users of the nd face call it."""
+    rule: Rule = op.nd or PLAIN
+    return getattr(nd_face.spaces[rule.space] if rule.space else nd_face, rule.names(op)[0])  # type: ignore[no-any-return]
 
 
 def composed(*aliases: str, method: bool = True, space: str = "") -> Callable[[Method], Method]:

@@ -35,6 +35,7 @@ from ..engine.parallel import parallel
 from ..engine.site import here
 from ..ndarray.buffer import Buffer
 from ..ndarray.device import RawArray
+from ..ndarray.dtype import NARROW
 from ..ndarray.pool import memory_pool
 from ..ndarray.shape import Shape
 from .launch import HELPED, Launch, do
@@ -86,7 +87,7 @@ def member(launch: Launch, words: Callable[[], str]) -> Member | None:
         return None
     buffer, shape, strides, offset, dtype = result
     size = math.prod(shape)
-    if strides is not None or offset or buffer.size != size or buffer.dtype != dtype or dtype == np.float16:
+    if strides is not None or offset or buffer.size != size or buffer.dtype != dtype or dtype in NARROW:
         return None
     if op.consumed is not None:
         return _reduction(launch, words)
@@ -132,7 +133,7 @@ def _operand(new: Member, o: Any, shape: Shape) -> Operand | None:
     if type(o) is not tuple:
         return (CONSTANT, o, 0) if getattr(o, "ndim", 0) == 0 else None
     buffer, own, strides, offset = o
-    if strides is not None or buffer.dtype == np.float16:
+    if strides is not None or buffer.dtype in NARROW:
         return None
     if own == shape:
         return FLAT, buffer, offset

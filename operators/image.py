@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
-from ..ndarray.dtype import FLOAT32
+from ..ndarray.dtype import FLOAT32, is_float
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .faces import composed, nd_face
@@ -43,7 +43,7 @@ def _constant(values: Any, like: Any) -> Any:
 
 def _into(values: Any, like: Any) -> Any:
     """Float values in the dtype of an image."""
-    if like._dtype.kind == "f":
+    if is_float(like._dtype):
         return values if values._dtype == like._dtype else values.astype(like._dtype)
     limits = np.iinfo(like._dtype)
     return nd_face.clip(values, int(limits.min), int(limits.max)).astype(like._dtype)
@@ -73,7 +73,7 @@ def _per_channel(name: str, what: str, given: Any, data: Any) -> Any:
 def normalize(data: Any, mean: Any = 0.0, std: Any = 1.0) -> Any:
     """(data - mean) / std for each channel of (c, h, w) or (n, c, h, w) with 1 or 3 channels.  Gradient: to data."""
     data = _image("normalize", data)
-    if data._dtype.kind != "f" or data.shape[-3] not in (1, 3):
+    if not is_float(data._dtype) or data.shape[-3] not in (1, 3):
         raise ArgumentError(f"[normalize] data {describe(data)}: 1 or 3 channels of floating point expected")
     shifts, scales = (_per_channel("normalize", *pair, data) for pair in (("mean", mean), ("std", std)))
     made = (_floats(data) - shifts) / scales
@@ -175,7 +175,7 @@ def resize(data: Any, size: Any = (), keep_ratio: bool = False, interp: int = 1)
             data = nd_face.take(data, NDArray._from_host(places, data.context), axis=axis)
         return data
     batch = data if data.ndim == 4 else nd_face.expand_dims(data, axis=0)
-    if data._dtype.kind == "f":
+    if is_float(data._dtype):
         attributes = resample.bind({"size": new, "kind": "edges", "align": False})
         made = invoke(resample, [nd_face.transpose(batch, axes=(0, 3, 1, 2))], attributes, cls=NDArray)
         made = nd_face.transpose(made, axes=(0, 2, 3, 1))

@@ -98,7 +98,11 @@ def _reference_rows(values: Any, indices: Any, shape: Any, axis: int) -> Any:
 
 
 def _add_rows(metas: Metas, attributes: Attributes) -> Inferred:
-    return ((as_shape(attributes["shape"]), _known(metas[0])[1]),), attributes
+    (values, dtype), (indices, _) = map(_known, metas)
+    shape, axis = as_shape(attributes["shape"]), attributes["axis"]
+    if values != (*shape[:axis], *indices, *shape[axis + 1 :]):
+        raise ValueError(f"values of shape {(*shape[:axis], *indices, *shape[axis + 1 :])} expected")
+    return ((shape, dtype),), attributes
 
 
 @operator(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ndarray.dtype import BOOL, FLOAT16, DType
+from ..ndarray.dtype import BOOL, FLOAT16, NARROW, DType, is_float
 from ..ndarray.shape import axes_of, broadcast
 from .schema import Attributes, Infer, Inferred, Meta, Metas
 
@@ -22,9 +22,15 @@ def loop_dtypes(ufunc: np.ufunc, dtypes: tuple[Any, ...]) -> tuple[DType, ...]:
     key = (ufunc, *dtypes)
     found = _loops.get(key)
     if found is None:
-        found = ufunc.resolve_dtypes((*dtypes, *(None,) * ufunc.nout))
-        if FLOAT16 in dtypes and FLOAT16 not in found and all(d in (FLOAT16, float, int, bool, BOOL) for d in dtypes):
-            found = (FLOAT16,) * len(found)  # no loop for halves: computed in float32, see Operator.widen
+        narrow = next((d for d in dtypes if d in NARROW), None)
+        if narrow is not None and any(d in NARROW and d != narrow for d in dtypes):
+            raise TypeError("float16 and bfloat16 have no common dtype; convert one with .astype")
+        found = ufunc.resolve_dtypes((*(FLOAT16 if d in NARROW else d for d in dtypes), *(None,) * ufunc.nout))
+        if narrow is not None:
+            weak = all(isinstance(d, type) or d in (narrow, BOOL) for d in dtypes)  # float64 equals float, too
+            if FLOAT16 not in found and weak:
+                found = (narrow,) * len(found)  # no loop for halves: computed in float32, see Operator.widened
+            found = tuple(narrow if d == FLOAT16 else d for d in found)
         _loops[key] = found
     return found
 
@@ -58,7 +64,7 @@ def like_first(metas: Metas, attributes: Attributes) -> Inferred:
 def floating(*metas: Meta | None) -> None:
     """TypeError unless all of these are floating-point."""
     for meta in metas:
-        if meta is not None and meta[1].kind != "f":
+        if meta is not None and not is_float(meta[1]):
             raise TypeError("floating-point arrays expected")
 
 
@@ -110,7 +116,7 @@ def summed(dtype: DType) -> DType:
 
 def averaged(dtype: DType) -> DType:
     """The dtype of means: float64 for integers."""
-    return dtype if dtype.kind == "f" else np.dtype(np.float64)
+    return dtype if is_float(dtype) else np.dtype(np.float64)
 
 
 def boolean(_: DType) -> DType:

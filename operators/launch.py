@@ -12,7 +12,7 @@ import numpy as np
 from ..engine.parallel import parallel
 from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import RawArray
-from ..ndarray.dtype import FLOAT32, DType
+from ..ndarray.dtype import FLOAT32, NARROW, DType
 from ..ndarray.shape import Shape, Strides
 from .schema import Attributes, Operator, Step, call_into
 
@@ -55,22 +55,22 @@ class Launch:
         op = self.op
         filled: list[RawArray | None] = []
         after: list[Step] = []
-        narrow = op.widen and any(_is_half(a) for a in arrays)
+        narrow = any(getattr(a, "dtype", None) in op.widened for a in arrays)
         for i, raw in enumerate(raws):
             result = self.results[i]
             if raw is None or result is None:
                 filled.append(None)
                 continue
             dtype = result[4]
-            if i in self.through or raw.dtype != dtype or (narrow and dtype == np.float16):
-                wide = FLOAT32 if narrow and dtype == np.float16 else dtype
+            if i in self.through or raw.dtype != dtype or (narrow and dtype in NARROW):
+                wide = FLOAT32 if narrow and dtype in NARROW else dtype
                 temporary = result[0].device.empty(raw.shape, wide)
                 after.append((operator.setitem, raw, ..., temporary))
                 filled.append(temporary)
             else:
                 filled.append(raw)
         if narrow:
-            given, arrays = arrays, [a.astype(np.float32) if _is_half(a) else a for a in arrays]
+            given, arrays = arrays, [a.astype(FLOAT32) if getattr(a, "dtype", None) in NARROW else a for a in arrays]
             for name, before, wide in zip(op.inputs, given, arrays, strict=False):
                 if name in op.updates and wide is not before:
                     after.append((operator.setitem, before, ..., wide))
@@ -161,7 +161,3 @@ def _cut(
     for first in range(0, length, step):
         where = slice(first, first + step)
         yield [part(a, where) for a in arrays], [part(r, where) for r in results]
-
-
-def _is_half(array: Any) -> bool:
-    return getattr(array, "dtype", None) == np.float16

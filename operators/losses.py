@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator as python_operator
 from typing import Any
 
@@ -97,7 +98,7 @@ def scaled_loss(
 ) -> Any:
     """x itself, as a loss: its gradient is grad_scale, whatever is done with it.
 
-    normalization: "null"; "batch" divides by the length of the first axis, "valid" by the number of elements above
+    normalization: "null"; "batch" divides by the number of rows (along the last axis), "valid" by that of elements over
     valid_thresh (at least 1).   MXNet: MakeLoss.
     """
     return ((python_operator.setitem, out, ..., x),)
@@ -106,7 +107,7 @@ def scaled_loss(
 def _scaled(F: Any, x: Any, x_shape: Shape, grad_scale: float, valid_thresh: float, normalization: str) -> Any:
     gradient = F.ones_like(x) * grad_scale
     if normalization == "batch":
-        return gradient / float(x_shape[0])
+        return gradient / float(max(math.prod(x_shape[:-1]), 1))
     if normalization == "valid":
         return gradient / F.maximum(F.sum(F.cast(F.greater(x, valid_thresh), dtype=x.dtype)), 1)
     return gradient

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ndarray.dtype import FLOAT32, DType
+from ..ndarray.dtype import FLOAT32, NARROW, DType
 from ..ndarray.shape import Shape
 from .faces import Rule
 from .infer import floating, normal_axis
 from .nn import spelling
 from .products import seen_as
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
-
-HALF = np.dtype(np.float16)
 
 
 class Layout(NamedTuple):
@@ -73,7 +71,8 @@ def _dtype(metas: Metas) -> DType:
     """The dtype of the statistics: that of gamma; data may be of 16 bits beside float32."""
     floating(*metas)
     data, *others = [meta[1] for meta in metas if meta is not None]
-    if any(d != others[0] for d in others) or (data != others[0] and (data, others[0]) != (HALF, FLOAT32)):
+    narrow = data in NARROW and others[0] == FLOAT32
+    if any(d != others[0] for d in others) or (data != others[0] and not narrow):
         raise TypeError("one dtype expected, or 16-bit data beside float32")
     return others[0]
 

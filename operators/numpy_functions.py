@@ -3,7 +3,10 @@
 Where there is an operator of that meaning it is pushed, by the rules of the array's face: nothing waits, autograd
 records it, and the result is an array.  Every other function is NumPy's own, on copies: it waits, and gives NumPy
 arrays; with an array that is on the tape, while a scope records, it is an error, for its gradient would be lost.  So is
-what would write into a copy.                                                [tests/ndarray/test_numpy_functions.py]
+what would write into a copy.  [tests/ndarray/test_numpy_functions.py, tests/ndarray/test_numpy_agreement.py]
+
+In the canonical face an operator that is pushed gives NumPy's shape, dtype and values.  In the nd face it gives NumPy's
+shape (but never ()) and the face's dtype: see docs/differences.md.
 """
 
 from __future__ import annotations
@@ -11,31 +14,37 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..engine import ArgumentTypeError
 from ..ndarray import _late
+from ..ndarray.arithmetic import foreign
 from ..ndarray.array import Array
+from ..ndarray.dtype import FLOAT16, KNOWN, NARROW, DType
 from ..ndarray.line import scope
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
-from .schema import registry
+from .schema import Operator, registry
 
 
 class As(NamedTuple):
     """An operator in NumPy's words.  `arguments`: what NumPy calls its arguments, and what the operator calls them.
 
     A NumPy function whose other arguments are not left out is not the operator.  `series`: the first argument is a
-    sequence of arrays.   `fixed`: further attributes.   `most`: axes of an operand up to which it is the operator.
+    sequence of arrays.   `fixed`: further attributes.   `axes`: how many axes an operand may have.   `tuples`: `axis`
+    may be a tuple.   `promoted`: inputs and attributes whose dtypes give the result's, in the canonical face.
     """
 
     operator: str
     arguments: Mapping[str, str]
     series: bool = False
     fixed: Mapping[str, Any] = {}
-    most: int = 64
+    axes: range = range(65)
+    tuples: bool = False
+    promoted: tuple[str, ...] = ()
 
 
 OPERAND = {"a": "x"}
@@ -43,36 +52,45 @@ AXIS = {"a": "x", "axis": "axis"}
 REDUCED = {"a": "x", "axis": "axis", "keepdims": "keepdims"}
 
 FUNCTIONS: dict[Callable[..., Any], As] = {
-    **{getattr(np, name): As(name, REDUCED) for name in ("sum", "mean", "prod", "nansum", "nanprod", "max", "min")},
-    np.amax: As("max", REDUCED),
-    np.amin: As("min", REDUCED),
-    np.var: As("var", {**REDUCED, "ddof": "ddof"}),
-    np.std: As("std", {**REDUCED, "ddof": "ddof"}),
+    **{
+        getattr(np, name): As(name, REDUCED, tuples=True)
+        for name in ("sum", "mean", "prod", "nansum", "nanprod", "max", "min")
+    },
+    np.amax: As("max", REDUCED, tuples=True),
+    np.amin: As("min", REDUCED, tuples=True),
+    np.var: As("var", {**REDUCED, "ddof": "ddof"}, tuples=True),
+    np.std: As("std", {**REDUCED, "ddof": "ddof"}, tuples=True),
     np.argmax: As("argmax", REDUCED),
     np.argmin: As("argmin", REDUCED),
     np.sort: As("sort", AXIS),
     np.argsort: As("argsort", AXIS),
-    np.clip: As("clip", {"a": "x", "a_min": "a_min", "a_max": "a_max"}),
-    np.where: As("where", {"condition": "condition", "x": "x", "y": "y"}),
-    np.concatenate: As("concat", {"arrays": "data", "axis": "dim"}, series=True, fixed={"dim": 0}),
-    np.stack: As("stack", {"arrays": "data", "axis": "axis"}, series=True),
+    np.clip: As(
+        "clip", {"a": "x", "a_min": "a_min", "a_max": "a_max", "min": "a_min", "max": "a_max"},
+        promoted=("x", "a_min", "a_max"),
+    ),
+    np.where: As("where", {"condition": "condition", "x": "x", "y": "y"}, promoted=("x", "y")),
+    np.concatenate: As("concat", {"arrays": "data", "axis": "dim"}, series=True, fixed={"dim": 0}, promoted=("data",)),
+    np.stack: As("stack", {"arrays": "data", "axis": "axis"}, series=True, promoted=("data",)),
     np.transpose: As("transpose", {"a": "x", "axes": "axes"}),
     np.swapaxes: As("swapaxes", {"a": "x", "axis1": "dim1", "axis2": "dim2"}),
     np.expand_dims: As("expand_dims", AXIS),
-    np.squeeze: As("squeeze", AXIS),
+    np.squeeze: As("squeeze", AXIS, tuples=True),
     np.reshape: As("reshape", {"a": "x", "shape": "shape"}),
     np.ravel: As("reshape", OPERAND, fixed={"shape": (-1,)}),
     np.broadcast_to: As("broadcast_to", {"array": "x", "shape": "shape"}),
     np.tile: As("tile", {"A": "x", "reps": "reps"}),
     np.repeat: As("repeat", {"a": "x", "repeats": "repeats", "axis": "axis"}),
-    np.flip: As("flip", {"m": "x", "axis": "axis"}),
+    np.flip: As("flip", {"m": "x", "axis": "axis"}, tuples=True),
     np.cumsum: As("cumsum", AXIS),
-    np.dot: As("dot", {"a": "x", "b": "y"}, most=2),
+    np.dot: As("dot", {"a": "x", "b": "y"}, axes=range(1, 3), promoted=("x", "y")),
     np.zeros_like: As("zeros_like", OPERAND),
     np.ones_like: As("ones_like", OPERAND),
     np.copy: As("copy", OPERAND),
+}  # fmt: skip
+REDUCTIONS = {
+    ufunc: FUNCTIONS[function]
+    for ufunc, function in ((np.add, np.sum), (np.multiply, np.prod), (np.maximum, np.max), (np.minimum, np.min))
 }
-REDUCTIONS = {np.add: "sum", np.multiply: "prod", np.maximum: "max", np.minimum: "min"}
 METADATA: dict[Callable[..., Any], Callable[[Array], Any]] = {
     np.shape: lambda a: a.shape,
     np.ndim: lambda a: a.ndim,
@@ -81,6 +99,37 @@ METADATA: dict[Callable[..., Any], Callable[[Array], Any]] = {
 #: functions whose arguments `inspect` does not know
 BARE = {np.where: ("condition", "x", "y"), np.concatenate: ("arrays", "axis")}
 WRITING = {np.copyto, np.put, np.place, np.putmask, np.fill_diagonal, np.put_along_axis}
+#: types of a ufunc's operands that have no rules of their own
+PLAIN = frozenset((Array, NDArray, np.ndarray, bool, int, float, np.float32, np.float64, np.int64))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _wholes(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, tuple | list) and all(map(_whole, value)))
+
+
+def _bound(value: Any) -> bool:
+    return isinstance(value, NoneType | bool | int | float | np.bool_ | np.integer | np.floating)
+
+
+#: what an operator takes for an attribute; NumPy is left to do something with all else, or to refuse it
+TAKEN: dict[str, Callable[[Any], bool]] = {
+    "axis": lambda v: v is None or (_wholes(v) and not isinstance(v, list)),
+    "keepdims": lambda v: isinstance(v, bool),
+    "ddof": lambda v: _bound(v) and v is not None,
+    "dim": _whole,
+    "dim1": _whole,
+    "dim2": _whole,
+    "axes": lambda v: v is None or (isinstance(v, tuple | list) and len(v) > 0 and _wholes(v)),
+    "shape": lambda v: _wholes(v) and np.min(v, initial=0) >= -1,
+    "reps": _wholes,
+    "repeats": lambda v: _whole(v) and v >= 0,
+    "a_min": _bound,
+    "a_max": _bound,
+}
 
 
 def array_ufunc(self: Array, ufunc: np.ufunc, method: str, *inputs: Any, **named: Any) -> Any:
@@ -92,12 +141,24 @@ def array_ufunc(self: Array, ufunc: np.ufunc, method: str, *inputs: Any, **named
     """
     outs = named.pop("out", (None,))
     out = outs[0] if len(outs) == 1 else outs
-    name = _ufuncs().get(ufunc)
-    if method == "__call__" and name is not None and not named and (out is None or isinstance(out, Array)):
-        face = self._ops
-        return getattr(face, name)(*inputs, **({} if out is None else {"out": out}))
+    usual = PLAIN.issuperset(map(type, inputs))
+    if not usual:
+        if any(map(_has_rules, (*inputs, *outs))):
+            if any(isinstance(x, np.ndarray) for x in (*inputs, *outs) if _has_rules(x)):
+                _host(ufunc.__name__, inputs)  # it would read copies
+            return NotImplemented
+        inputs = tuple(np.array(_host(ufunc.__name__, x)) if isinstance(x, list | tuple) else x for x in inputs)
+        usual = not any(map(foreign, inputs))
+    if usual and not named and method == "__call__" and (out is None or isinstance(out, Array)):
+        name = _ufuncs().get(ufunc)
+        if name is not None:
+            function = getattr(self._ops, name)
+            return function(*inputs) if out is None else function(*inputs, out=out)
     if method == "reduce" and ufunc in REDUCTIONS and out is None and not named.keys() - {"axis", "keepdims"}:
-        return getattr(self._ops, REDUCTIONS[ufunc])(*inputs, **{"axis": 0, **named})
+        form = REDUCTIONS[ufunc]
+        meant = _meant(form, {"a": inputs[0], "axis": 0, **named})
+        if meant is not None:
+            return getattr(self._ops, form.operator)(*meant[0], **meant[1])
     if method == "at" or isinstance(out, Array | tuple):
         raise ArgumentTypeError(f"[numpy.{ufunc.__name__}] cannot write into {describe(self)}")
     if out is not None:
@@ -169,31 +230,89 @@ def _meant(form: As, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]] 
     if len(renamed) < len(given.keys() - {"out"}):
         return None
     if form.series:
-        inputs = list(renamed.pop(op.variadic or "", ()))
+        given_series = renamed.pop(op.variadic or "", ())
+        if not isinstance(given_series, tuple | list):
+            return None
+        if any(isinstance(x, list | tuple) for x in given_series):
+            return None
+        inputs = [x if isinstance(x, Array | np.ndarray) else np.asarray(x) for x in given_series]
     else:
         inputs = [renamed.pop(name) for name in op.inputs if name in renamed]
         if len(inputs) < len(op.inputs):
             return None
-    if not all(isinstance(x, Array | np.ndarray | int | float | np.generic) for x in inputs):
-        return None
-    if any(isinstance(x, Array) and x.ndim > form.most for x in inputs):
+    if not all(isinstance(x, Array | np.ndarray | int | float | np.generic) and not foreign(x) for x in inputs):
         return None
     attributes = {**form.fixed, **renamed}
-    if any(isinstance(v, Array | np.ndarray) for v in attributes.values()) or not attributes.keys() >= set(op.required):
+    if not attributes.keys() >= set(op.required) or not all(TAKEN[n](v) for n, v in attributes.items()):
         return None
-    if any(isinstance(x, NDArray) for x in inputs) and _differs(form, inputs, attributes):
+    if _differs(form, op, inputs, attributes, given) or isinstance(given.get("out"), np.ndarray):
         return None
-    if attributes.get("dim", 0) is None or isinstance(given.get("out"), np.ndarray):
-        return None
+    if form.promoted and not any(isinstance(x, NDArray) for x in inputs):
+        promoted = _promoted(op, form.promoted, inputs, attributes)
+        if promoted is None:
+            return None
+        inputs = promoted
     return inputs, attributes if given.get("out") is None else {**attributes, "out": given["out"]}
 
 
-def _differs(form: As, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> bool:
-    """Has the nd face a meaning of its own: rows chosen by a condition, codes in a shape?"""
+def _differs(
+    form: As, op: Operator, inputs: Sequence[Any], attributes: Mapping[str, Any], given: Mapping[str, Any]
+) -> bool:
+    """Does the operator take these operands otherwise than NumPy, or not at all?"""
+    axis = attributes.get("axis", op.attributes.get("axis"))
+    if isinstance(axis, tuple) and not form.tuples:
+        return True
+    if form.operator == "clip" and ("a_min" in given) != ("a_max" in given):
+        return True
+    for x in inputs:
+        n = getattr(x, "ndim", 0)
+        if n not in form.axes or (n == 0 and axis is not None and form.operator not in ("expand_dims", "stack")):
+            return True
+    return any(isinstance(x, NDArray) for x in inputs) and _differs_in_nd(form, inputs, attributes)
+
+
+def _differs_in_nd(form: As, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> bool:
+    """Has the nd face a meaning of its own: rows chosen by a condition, codes in a shape, () for all axes?"""
     if form.operator == "where":
-        return len({np.shape(x) for x in inputs}) > 1
-    shape = attributes.get("shape", ()) if form.operator == "reshape" else ()
-    return any(n == 0 or n < -1 for n in (shape if isinstance(shape, tuple | list) else (shape,)))
+        condition, x, y = inputs
+        rows = getattr(condition, "ndim", 0) == 1 and getattr(x, "ndim", 0) > 1
+        return rows or not (isinstance(x, Array) or isinstance(y, Array))
+    if form.operator in ("reshape", "broadcast_to"):
+        return 0 in np.atleast_1d(attributes["shape"])
+    return isinstance(attributes.get("axis"), tuple) and not attributes["axis"] and "keepdims" in form.arguments
+
+
+def _promoted(op: Operator, names: Sequence[str], inputs: list[Any], attributes: Mapping[str, Any]) -> list[Any] | None:
+    """The inputs, cast to what NumPy promotes these to; None if the library has no such dtype, or not the values."""
+    chosen = [op.input_name(i) in names for i in range(len(inputs))]
+    values = [x for x, is_one in zip(inputs, chosen, strict=True) if is_one]
+    values += [attributes[name] for name in names if attributes.get(name) is not None]
+    try:
+        dtypes = [x._dtype if isinstance(x, Array) else getattr(x, "dtype", x) for x in values]
+        narrow = {d for d in dtypes if isinstance(d, np.dtype) and d in NARROW}
+        dtype = np.result_type(*(FLOAT16 if isinstance(d, np.dtype) and d in NARROW else d for d in dtypes))
+        if len(narrow) == 1 and dtype == FLOAT16:  # of bfloat16 NumPy knows no promotion with numbers
+            (dtype,) = narrow
+        for x in values:
+            if isinstance(x, int):
+                dtype.type(x)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if dtype not in KNOWN or len(narrow) > 1:
+        return None
+    return [_cast(x, dtype) if is_one else x for x, is_one in zip(inputs, chosen, strict=True)]
+
+
+def _cast(x: Any, dtype: DType) -> Any:
+    if not isinstance(x, Array):
+        return np.asarray(x, dtype)
+    return x if x._dtype == dtype else x.astype(dtype)
+
+
+def _has_rules(x: Any) -> bool:
+    """Does it take part in ufuncs by NumPy's protocol, in a way of its own?"""
+    own = getattr(type(x), "__array_ufunc__", None)
+    return own is not None and own is not np.ndarray.__array_ufunc__ and not isinstance(x, Array)
 
 
 def _numpy(name: str, function: Callable[..., Any], arguments: Any, named: Any) -> Any:

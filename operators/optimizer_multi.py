@@ -27,7 +27,7 @@ from ..engine import ArgumentError, ArgumentTypeError, Variable
 from ..engine.parallel import parallel
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Chunk, Writing
-from ..ndarray.dtype import FLOAT32
+from ..ndarray.dtype import FLOAT32, is_float
 from ..ndarray.line import READ_ONLY, scope
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
@@ -243,11 +243,11 @@ def _update_many(form: Form, data: Sequence[Any], attributes: Attributes, number
     for i in range(0, count * step, step):
         meta = metas[i]
         wanted = [meta, meta, *([(meta[0], FLOAT32) if form.mixed else meta] * (step - 2))]
-        if metas[i : i + step] != wanted or meta[1].kind != "f":
+        if metas[i : i + step] != wanted or not is_float(meta[1]):
             raise _unlike(op, data[i : i + step], i, wanted)
     if form.preloaded:
         for label, x in (("lrs", data[-2]), ("wds", data[-1])):
-            if x._shape != (count,) or x._dtype.kind != "f":
+            if x._shape != (count,) or not is_float(x._dtype):
                 raise ArgumentError(f"[{name}] {label} {describe(x)}: {count} floating-point numbers expected")
     else:
         for label in ("lrs", "wds"):

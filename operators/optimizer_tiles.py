@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..ndarray.device import HOST, RawArray
-from ..ndarray.dtype import FLOAT16, FLOAT32
+from ..ndarray.dtype import FLOAT32, NARROW
 from .schema import Step
 
 PART = 1 << 15  # elements
@@ -147,7 +147,7 @@ def note(
 ) -> None:
     """A formula for one part: its arrays, then `out`.   `changed`: positions of the arrays that it changes."""
     *arrays, out = pieces
-    if all(a.dtype != FLOAT16 for a in arrays):
+    if all(a.dtype not in NARROW for a in arrays):
         do.begin(out, out.dtype)
         formula(do, *arrays, **attributes, out=out)
         return
@@ -155,13 +155,13 @@ def note(
     wide = []
     for a in arrays:
         w = a
-        if a.dtype == FLOAT16 and a.shape != out.shape:
+        if a.dtype in NARROW and a.shape != out.shape:
             w = a.astype(FLOAT32)
-        elif a.dtype == FLOAT16:
+        elif a.dtype in NARROW:
             w = do.new()
             do.copy(a, w)
         wide.append(w)
-    result = do.new() if out.dtype == FLOAT16 else out
+    result = do.new() if out.dtype in NARROW else out
     formula(do, *wide, **attributes, out=result)
     for i in changed:
         if wide[i] is not arrays[i]:

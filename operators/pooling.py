@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.parallel import parallel
+from ..ndarray.dtype import is_float
 from .faces import Rule
 from .infer import floating
 from .nn import X, known, spelling
@@ -78,7 +79,7 @@ def _pooled(shape: Extents, attributes: Attributes) -> Extents:
 def _max_pool(metas: Metas, attributes: Attributes) -> Inferred:
     meta = metas[0]
     assert meta is not None
-    if meta[1].kind not in "fiu":
+    if meta[1].kind not in "iu" and not is_float(meta[1]):
         raise TypeError("floating-point or integer data expected")
     shape = _shape(metas, attributes)
     index = np.dtype(np.uint8 if math.prod(attributes["kernel"]) <= 256 else np.int32)
@@ -115,7 +116,7 @@ def max_pool(xp: Any, x: Any, *, kernel: Any, stride: Any, pad: Any, positions: 
 
     x: (n, c, *size), not bool.   Result: (n, c, *positions).   All attributes: one number for each axis of size.
     """
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    lowest = -np.inf if is_float(x.dtype) else np.iinfo(x.dtype).min
     if math.prod(positions) == 1:
         padded = _padded(xp, x, kernel, stride, pad, positions, lowest)
         flat = padded[(..., *map(slice, kernel))].reshape(*x.shape[:2], math.prod(kernel))

@@ -12,7 +12,7 @@ import operator as python_operator
 from typing import Any
 
 from ..engine.parallel import parallel
-from ..ndarray.dtype import DType
+from ..ndarray.dtype import DType, is_float
 from .schema import Step
 
 BIG = 1 << 26  # multiplications from which a product is cut: about a millisecond
@@ -23,7 +23,7 @@ FOR_WORKERS = 1e8  # at least this cost, so that no thread that waits runs it: m
 
 def cost(multiplications: float, dtype: DType) -> float:
     """What a product costs, in the units of `schema.operator`: by BLAS, or without it (integers)."""
-    work = multiplications * (0.02 * dtype.itemsize if dtype.kind == "f" else 5.0)
+    work = multiplications * (0.02 * dtype.itemsize if is_float(dtype) else 5.0)
     return max(work, FOR_WORKERS) if multiplications >= 0.99 * BIG else work
 
 

@@ -153,7 +153,7 @@ def pair(rule: Ufunc) -> Any:
                 return general(x, y)
         made = elementwise(place, ufunc, dtype, stored, a, b)
         if made is not None and node is not None:
-            tiny.save(node, operands, (a, b), (made,), place)
+            tiny.save(node, operands, (a, b), (made,))
         if made is None or not unchanged(first) or not unchanged(second) or place.engine.writing:
             return general(x, y)
         place.engine.ran_at_once += 1
@@ -228,7 +228,7 @@ def single(rule: Ufunc) -> Any:
                 return general(x)
         made = elementwise(place, ufunc, dtype, stored, raw)
         if made is not None and node is not None:
-            tiny.save(node, (x,), (raw,), (made,), place)
+            tiny.save(node, (x,), (raw,), (made,))
         if made is None or not unchanged(seen) or place.engine.writing:
             return general(x)
         place.engine.ran_at_once += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ndarray.dtype import FLOAT32, FLOAT64, DType, as_dtype
+from ..ndarray.dtype import FLOAT32, FLOAT64, DType, as_dtype, is_float
 from ..ndarray.random import draw_into, generator
 from ..ndarray.shape import Shape, as_shape
 from .faces import Rule
@@ -32,7 +32,7 @@ def _shape(attributes: Attributes) -> Shape:
 def _dtype(attributes: Attributes, default: DType, kinds: str) -> DType:
     given = attributes["dtype"]
     dtype = as_dtype(None if given == "None" else given, default)
-    if dtype.kind not in kinds:
+    if ("f" if is_float(dtype) else dtype.kind) not in kinds:
         raise ValueError(f"dtype {dtype}: one of kind {' or '.join(kinds)} expected")
     return dtype
 

@@ -27,7 +27,7 @@ DATA = {"data": "x"}
 def _mxnet_axes(inputs: list[Any], attributes: Attributes) -> None:
     """MXNet: an axis of () is all; `exclude` reduces the axes not named."""
     axis = attributes.get("axis")
-    everything = axis is None or axis in ((), [])
+    everything = axis is None or (isinstance(axis, tuple | list) and not axis)
     if attributes.pop("exclude") and not everything:
         named = axes_of(axis, inputs[0].ndim)
         attributes["axis"] = tuple(i for i in range(inputs[0].ndim) if i not in named)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ndarray.dtype import is_float
 from .composite import cotangents_of
 from .faces import Rule
 from .interpolation import images
@@ -111,7 +112,7 @@ resample_back.grad(
 
 
 def _images_of(x: Any) -> tuple[int, int]:
-    if x.ndim != 4 or np.dtype(x.dtype).kind != "f" or 0 in x.shape:
+    if x.ndim != 4 or not is_float(np.dtype(x.dtype)) or 0 in x.shape:
         raise ValueError("data (n, channels, height, width), floating point, expected")
     h, w = x.shape[2:]
     return h, w

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError, InternalError
-from ..ndarray.dtype import DType
+from ..ndarray.dtype import FLOAT16, NARROW, DType
 from ..ndarray.shape import Shape
 
 Meta = tuple[Shape, DType]
@@ -143,14 +143,15 @@ class Operator:
         self.updates = updates
         self.elementwise, self.changes, self.broadcasts = elementwise, changes, broadcasts
         self.atomic, self.ufunc, self.alias = atomic, ufunc, alias
-        self.widen, self.random, self.variant = widen, random, variant
+        self.random, self.variant = random, variant
         self.cost, self.costly, self.defined, self.indices = cost, costly, defined, indices
         self.by_rows, self.consumed = by_rows, consumed
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
         self.doc = inspect.cleandoc(doc or kernel.__doc__ or "")
-        #: whether 16-bit floats are widened to float32 around the kernel
-        self.widen = widen and (ufunc is None or not any(loop.startswith("e") for loop in ufunc.types))
+        native = ufunc is not None and any(loop.startswith("e") for loop in ufunc.types)
+        #: the dtypes that are widened to float32 around the kernel
+        self.widened: frozenset[DType] = (NARROW - {FLOAT16} if native else NARROW) if widen else frozenset()
         self._read_signature()
         self.gradients = {}
         self._texts: tuple[Text | _Zero | None, ...] | None = None
@@ -166,7 +167,9 @@ class Operator:
         self.inputs = tuple(p.name for p in positional)
         self.optional = frozenset(p.name for p in positional if p.default is None)
         self.variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-        filled = {*self.outputs, *self.saves}
+        #: what a kernel fills, in order
+        self.filled = (*self.outputs, *self.saves)
+        filled = set(self.filled)
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled]
         self.attributes = {p.name: p.default for p in keywords if p.name != "seed"}
         self.numbers = frozenset(p.name for p in keywords if p.annotation in ("float", "float | None"))
@@ -241,6 +244,12 @@ class Operator:
         """The declared name of the input at this position."""
         return self.inputs[index] if index < len(self.inputs) else (self.variadic or f"input {index}")
 
+    def position(self, key: Any) -> int:
+        """The position of the input that the tape keeps under this key (see `autograd.tape.key_of`), -1 for none."""
+        if type(key) is tuple:
+            return key[1]  # type: ignore[no-any-return]
+        return self.inputs.index(key) if key in self.inputs else -1
+
     def bind(self, attributes: Attributes) -> Attributes:
         """The attributes with defaults filled in.
 
@@ -283,10 +292,15 @@ def _plain(value: Any) -> Any:
 
 
 class Registry:
-    """All operators by canonical name.  Filled at import, only read afterwards."""
+    """All operators by canonical name: the library's, filled at import, and users' (declare.py), by single stores.
+
+    To iterate is to go through the library's.   `replaced`: how many of users' have taken the place of another.
+    """
 
     def __init__(self) -> None:
         self._operators: dict[str, Operator] = {}
+        self._users: dict[str, Operator] = {}
+        self.replaced = 0
 
     def add(self, op: Operator) -> Operator:
         """Declare an operator; a second one of that name is an error."""
@@ -295,11 +309,20 @@ class Registry:
         self._operators[op.name] = op
         return op
 
+    def put(self, op: Operator) -> None:
+        """Declare a user's operator, in place of the user's that had its name."""
+        self.replaced += op.name in self._users
+        self._users[op.name] = op
+
     def __getitem__(self, name: str) -> Operator:
-        return self._operators[name]
+        return self._users[name] if name in self._users else self._operators[name]
+
+    def has_own(self, name: str) -> bool:
+        """Is it one of the library's?"""
+        return name in self._operators
 
     def __contains__(self, name: object) -> bool:
-        return name in self._operators
+        return name in self._operators or name in self._users
 
     def __iter__(self) -> Any:
         return iter(self._operators.values())

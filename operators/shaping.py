@@ -139,7 +139,7 @@ def _reshape_by_codes(inputs: list[Any], attributes: Attributes) -> Any:
     codes = attributes.get("shape")
     if codes is None:
         raise ValueError("argument 'shape' is missing")
-    codes = (codes,) if isinstance(codes, int) else tuple(int(n) for n in codes)
+    codes = (codes,) if isinstance(codes, int | np.integer) else tuple(int(n) for n in codes)
     attributes["shape"] = reshape_codes(inputs[0].shape, codes, reverse=attributes.pop("reverse"))
     return None
 
@@ -195,7 +195,9 @@ def _reshaping(name: str, infer: Any, sample: Sample, reference: Any, rule: Rule
 
 def _expanded(shape: Shape, attributes: Attributes) -> Shape:
     axis = attributes["axis"]
-    if axis is None or not -len(shape) - 1 <= axis <= len(shape):
+    if not isinstance(axis, int):
+        raise TypeError(f"axis {axis!r}: an int expected")
+    if not -len(shape) - 1 <= axis <= len(shape):
         raise ValueError(f"axis {axis} is out of range for a new axis beside {len(shape)}")
     axis %= len(shape) + 1
     return (*shape[:axis], 1, *shape[axis:])

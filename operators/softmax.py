@@ -354,7 +354,7 @@ def _softmax_output_gradient(
         valued = F.cast(F.not_equal(label, ignore_label), dtype=out.dtype)
         gradient = gradient * (grad_scale / F.maximum(F.sum(valued), 1))
     else:
-        gradient = gradient * (grad_scale / (m * (n if normalization == "batch" else 1)))
+        gradient = gradient * (grad_scale / max(m * (n if normalization == "batch" else 1), 1))
     gradient = F.reshape(gradient, shape=data_shape)
     return gradient * g if out_grad else gradient
 

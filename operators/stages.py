@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..engine.parallel import parallel
+from ..ndarray.dtype import is_float
 from .launch import tiles
 from .products import FOR_WORKERS, cuts, seen_as
 from .schema import Attributes, Metas, Step
@@ -100,7 +101,7 @@ def in_lines(ufunc: np.ufunc, dtype: Any, made: Any) -> bool:
 def _zeros(ufunc: np.ufunc, out: Any) -> list[Step]:
     """Which of the zeros is the largest depends on the order, so all are +0."""
     extreme = ufunc is np.maximum or ufunc is np.minimum
-    return [(np.add, out, 0, out)] if extreme and out.dtype.kind == "f" else []
+    return [(np.add, out, 0, out)] if extreme and is_float(out.dtype) else []
 
 
 def _put(out: Any, x: Any) -> Step:
@@ -299,7 +300,7 @@ def _columns(ufunc: np.ufunc, x: Any, out: Any) -> list[Step]:
             return [(ufunc.reduce, x, 0, None, out)]
         parts = cuts(columns, min(columns // (WIDTH // 2), -(-x.size // SHARE)), 64)
         return [(parallel, lambda part: ufunc.reduce(x[:, part], 0, None, out[part]), parts)]
-    wide = np.float64 if ufunc is np.add and out.dtype.kind == "f" else out.dtype
+    wide = np.float64 if ufunc is np.add and is_float(out.dtype) else out.dtype
     done = number * HEIGHT * fold
     more, rest = divmod(length - done, fold)
     blocks = x[:done].reshape(number, HEIGHT, fold * columns)

@@ -13,6 +13,7 @@ from typing import Any
 from .. import ndarray
 from .faces import PLAIN, Rule, nd_face
 from .schema import Operator, registry
+from .signatures import signature
 
 TARGET = Path(ndarray.__file__).with_suffix(".pyi")
 #: the file of each namespace
@@ -26,23 +27,15 @@ def _default(value: Any) -> str:
 
 
 def _function(op: Operator, name: str, rule: Rule) -> str:
-    """The stub of one name: MXNet's argument names, everything else as declared."""
-    spelled = {new: old for old, new in rule.rename.items()}
-    order = rule.order or (*op.inputs, *op.attributes)
-    arguments = []
-    if op.variadic is not None:
-        arguments.append(f"*{op.variadic}: Any")
-        order = tuple(n for n in order if n in op.attributes)
-    optional = False
-    for n in order:
-        required = (n in op.inputs and n not in op.optional) or n in op.required
-        optional = optional or not required
-        default = _default(op.attributes.get(n, rule.extra.get(n))) if not required else "..."
-        arguments.append(f"{spelled.get(n, n)}: Any" + (f" = {default}" if optional else ""))
-    if op.variadic is None:
-        arguments.append("*")
-    arguments += [f"{n}: Any = {_default(v)}" for n, v in rule.extra.items() if n not in order]
-    arguments += ["out: Any = None", "ctx: Context | None = None", "name: str | None = None"]
+    """The stub of one name."""
+    arguments: list[str] = []
+    for p in signature(op, rule).parameters.values():
+        star = "*" if p.kind is p.VAR_POSITIONAL else ""
+        if p.kind is p.KEYWORD_ONLY and not any(a.startswith("*") for a in arguments):
+            arguments.append("*")
+        default = "" if p.default is p.empty else f" = {_default(p.default)}"
+        kind = "Context | None" if p.name == "ctx" else "str | None" if p.name == "name" else "Any"
+        arguments.append(f"{star}{p.name}: {kind}{default}")
     result = "NDArray" if len(op.outputs) == 1 else f"tuple[{', '.join(['NDArray'] * len(op.outputs))}]"
     summary = op.doc.split("\n", 1)[0].replace('"', "'")
     return f'def {name}({", ".join(arguments)}) -> {result}:\n    """{summary}"""\n'

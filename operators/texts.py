@@ -15,11 +15,10 @@ import numpy as np
 from ..engine import InternalError, Kind, Operation
 from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
-from ..ndarray.dtype import FLOAT32
+from ..ndarray.dtype import BOOL, FLOAT32, NARROW
 from ..ndarray.shape import Shape
 from .schema import Attributes, Meta, Operator, Step, Text, registry
 
-HALF = np.dtype(np.float16)
 _ndarray = np.ndarray
 
 
@@ -51,10 +50,12 @@ def prepared(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Cal
 def _ufunc(op: Operator, inputs: Sequence[Any], attributes: Attributes | None = None) -> Callable[..., Any]:
     ufunc: Any = op.ufunc
     arrays = [x for x in inputs if type(x) is _ndarray]
-    if op.widen and arrays and all(x.dtype == HALF for x in arrays):
+    first = arrays[0].dtype if arrays else FLOAT32
+    if first in op.widened and all(x.dtype == first for x in arrays):
 
         def widened(*inputs: Any) -> Any:
-            return np.asarray(ufunc(*(x.astype(FLOAT32) if type(x) is _ndarray else x for x in inputs)), HALF)
+            result = np.asarray(ufunc(*(x.astype(FLOAT32) if type(x) is _ndarray else x for x in inputs)))
+            return result if result.dtype == BOOL else result.astype(first)
 
         return widened
     if any(x.ndim for x in arrays):
@@ -70,8 +71,8 @@ def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Call
     metas = [None if x is None else (np.shape(x), x.dtype if isinstance(x, np.ndarray) else given) for x in inputs]
     made, attributes = op.infer(metas, attributes)
     kernel, atomic, names, xp, empty = op.kernel, op.atomic, (*op.outputs, *op.saves), HOST.xp, HOST.empty
-    narrow = op.widen and any(meta is not None and meta[1] == HALF for meta in metas)
-    wide = [None if m is None else (m[0], FLOAT32 if narrow and m[1] == HALF else m[1]) for m in made]
+    narrow = any(meta is not None and meta[1] in op.widened for meta in metas)
+    wide = [None if m is None else (m[0], FLOAT32 if narrow and m[1] in NARROW else m[1]) for m in made]
     number, wanted = len(inputs), len(op.outputs)
     plain = all(isinstance(x, np.ndarray) for x in inputs)
 
@@ -81,7 +82,7 @@ def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Call
             arrays = [x if x is None or isinstance(x, np.ndarray) else np.asarray(x, given) for x in inputs]
             arrays += (None,) * (number - len(arrays))
         if narrow:
-            arrays = [a.astype(FLOAT32) if a is not None and a.dtype == HALF else a for a in arrays]
+            arrays = [a.astype(FLOAT32) if a is not None and a.dtype in NARROW else a for a in arrays]
         filled = [None if m is None else empty(*m) for m in wide]
         steps = kernel(xp, *arrays, **attributes, **dict(zip(names, filled, strict=True)))
         if atomic:
@@ -195,7 +196,7 @@ class GradientLaunch:
         """The gradients, each with its place in `parts`; nobody else's memory."""
         op = self.op
         found = []
-        narrow = op.widen and any(meta[1] == HALF for *_, outs in self.parts for _, meta, _ in filter(None, outs))
+        narrow = any(meta[1] in op.widened for *_, outs in self.parts for _, meta, _ in filter(None, outs))
         values = {name: _raw(value, narrow) for name, value in self.values.items()}
         own = [id(v) for v in values.values()]
         for text, metadata, outs in self.parts:
@@ -229,10 +230,10 @@ def _raw(value: Any, narrow: bool) -> Any:
         array: RawArray = value[0].view(value[1], value[2], value[3])
         array = array.view()
         array.flags.writeable = False
-        return array.astype(FLOAT32) if narrow and array.dtype == HALF else array
+        return array.astype(FLOAT32) if narrow and array.dtype in NARROW else array
     if type(value) is list:
         return tuple(_raw(v, narrow) for v in value)
-    if isinstance(value, np.generic | np.ndarray) and narrow and value.dtype == HALF:
+    if isinstance(value, np.generic | np.ndarray) and narrow and value.dtype in NARROW:
         return value.astype(FLOAT32)
     return value
 

@@ -19,12 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
-import numpy as np
-
 from ..engine import DONE, OK
 from ..ndarray.array import Array
-from ..ndarray.buffer import Buffer, Kept, Saved, hold
+from ..ndarray.buffer import Buffer, Saved, hold
 from ..ndarray.device import Place
+from ..ndarray.dtype import NARROW
 from ..ndarray.line import Line
 from ..ndarray.memory import SMALL
 from ..ndarray.shape import Shape
@@ -36,7 +35,6 @@ INLINE = 131_072.0  # units of work (about 0.2 ns) that may run within the push,
 COPIED = 32_768  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
 ESTIMATED = 20  # how much more than it says a kernel of several calls may cost
-HALF = np.dtype(np.float16)
 
 Seen = tuple[Any, Any, Any, int]
 
@@ -87,8 +85,6 @@ class Looks:
                 return None
             self._seen.append(seen)
             return seen[0]
-        if isinstance(value, Kept):
-            return value.raw
         if isinstance(value, Saved):
             buffer, offset = value.buffer, value.offset
             writer = buffer.variable.writer
@@ -134,7 +130,7 @@ def compute(op: Operator, xp: Any, arrays: Sequence[Any], attributes: Attributes
     if op.ufunc is not None:
         op.ufunc(*arrays, out=filled[0])
         return
-    outs = dict(zip((*op.outputs, *op.saves), filled, strict=True))
+    outs = dict(zip(op.filled, filled, strict=True))
     steps = op.kernel(xp, *arrays, **attributes, **outs)
     if op.atomic:
         for function, *arguments in steps:
@@ -149,6 +145,8 @@ class Ready(NamedTuple):
     made: Sequence[Meta | None]
     dtype: Any
     zero_d: Shape
+    #: outputs that are stored in another dtype than the kernel gives
+    stored: frozenset[int]
 
 
 def prepare(
@@ -158,11 +156,16 @@ def prepare(
     """A call of an operator (see push.invoke) that may run at once, or None: it is to be pushed."""
     if op.updates or op.random or op.alias is not None or ((op.elementwise or op.by_rows) and size_of(made) >= FUSE):
         return None
-    if any(meta is not None and meta[1] == HALF for meta in metas):
+    if any(meta is not None and meta[1] in NARROW for meta in metas):
         return None
     if op.work(metas, made, attributes) > (NOW if op.atomic else NOW / ESTIMATED):
         return None
-    return Ready(op, attributes, made, dtype, zero_d)
+    others = frozenset(
+        i
+        for i, meta in enumerate(made[: len(op.outputs)])
+        if dtype is not None and meta is not None and meta[1] != dtype
+    )
+    return Ready(op, attributes, made, dtype, zero_d, others)
 
 
 def at_once(
@@ -183,24 +186,25 @@ def at_once(
     node = None
     if recorder is not None:
         node = recorder.node(None, op, inputs, attributes, made, ())
-        if node is not None and _stores_another(call, node):
-            return None
+        if node is not None and call.stored and any(i in call.stored for i, _ in node.retention.outputs):
+            return None  # gradients use what is stored
 
     def kernel() -> list[Any]:
         filled = [None if m is None else place.device.empty(*m) for m in made]
         compute(op, place.device.xp, arrays, attributes, filled)
         if node is not None:
-            save(node, inputs, arrays, filled, place)
+            save(node, inputs, arrays, filled)
         return filled
 
     filled = looks.run(place, kernel)
     if filled is None or (node is not None and not _hold(node, inputs, looks, place)):
         return None
-    dtype, results = call.dtype, []
+    stored, results = call.stored, []
     for i, output in enumerate(filled[: len(op.outputs)]):
         raw: Any = output
-        stored = raw if dtype is None or raw.dtype == dtype else raw.astype(dtype)
-        new = cls._young(place, stored if stored.shape else stored.reshape(call.zero_d))
+        if i in stored:
+            raw = raw.astype(call.dtype)
+        new = cls._young(place, raw if raw.shape else raw.reshape(call.zero_d))
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, i))
             name = op.outputs[i]
@@ -214,16 +218,7 @@ def at_once(
     return tuple(results)
 
 
-def _stores_another(call: Ready, node: Any) -> bool:
-    """Is a value that the gradients use stored in another dtype than the kernel gives?  They use what is stored."""
-    dtype, outputs = call.dtype, len(call.op.outputs)
-    if dtype is None:
-        return False
-    made = [call.made[i] for i, _ in node.retention.outputs if i < outputs]
-    return any(meta is not None and meta[1] != dtype for meta in made)
-
-
-def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any], place: Place) -> None:
+def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any]) -> None:
     """Copies of what the gradient texts name: of small values, that costs less than to protect them.
 
     Of larger ones it saves nothing, but for saved outputs, which nobody else has.
@@ -234,11 +229,11 @@ def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequen
         if not isinstance(x, Array):
             saved[key] = x
         elif arrays[i].size < COPIED:
-            saved[key] = Kept(arrays[i].copy(), node.edges[i], place)
+            saved[key] = arrays[i].copy()
     for i, name in node.retention.outputs:
         raw = filled[i]
         if raw is not None and (i >= outputs or raw.size < COPIED):
-            saved[name] = Kept(raw if i >= outputs else raw.copy(), i, place)
+            saved[name] = raw if i >= outputs else raw.copy()
 
 
 def _hold(node: Any, inputs: Sequence[Any], looks: Looks, place: Place) -> bool:

@@ -44,7 +44,11 @@ def test_every_directory_with_sources_is_a_package() -> None:
 
 def test_mypy_reads_every_room() -> None:
     settings = PROJECT["tool"]["mypy"]
-    assert settings["modules"] == ["vardag", "vardag.selftest"]  # which imports all other files beside it
+    assert settings["modules"] == [
+        "vardag",
+        "vardag.selftest",
+        "vardag.testing",
+    ]  # which imports all other files beside it
     assert settings["packages"] == [f"vardag.{room}" for room in ROOMS]
 
 
@@ -59,7 +63,7 @@ def test_the_dependencies_are_the_promised_ones() -> None:
     names = {requirement.split(">=")[0] for requirement in PROJECT["project"]["dependencies"]}
     assert names == {"numpy", "scipy", "threadpoolctl"}
     assert set(PROJECT["project"]["optional-dependencies"]) == {
-        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors")
+        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors", "bfloat16")
     }
 
 

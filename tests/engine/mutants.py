@@ -121,11 +121,19 @@ MUTANTS = {
         "test_waits.py::test_a_waiting_user_thread_helps_with_needed_kernels_only"),
     "doors": one(
         "an operation that is shared ends when those have left who take part in it",
-        "shared.py", "[(a.door.acquire,), (dict.pop", "[(dict.pop",
+        "shared.py", "(a.door._acquire_restore, me)", "(list, ())",
         "test_shared.py::test_nothing_is_written_after_the_end"),
+    "doors-at-once": one(
+        "... also if an interrupt has come while a step failed",
+        "running.py", "exhaust(shared.left)  # at once", "segment.blame(op); exhaust(shared.left)  #",
+        "test_shared.py::test_an_interrupt_while_a_step_fails"),
+    "brief-no-more": one(
+        "a segment that grows while a waiting thread claims it is given back",
+        "running.py", "elif fusible and here_and_now.worker is None and", "elif fusible and False and",
+        "test_shared.py::test_one_that_is_brief_no_more_is_left_to_workers"),
     "pieces": one(
         "it fails if a piece is missing",
-        "shared.py", "(operator.getitem, self.done, count - 1)", "(operator.getitem, self.begin, 0)",
+        "shared.py", "(operator.getitem, done, len(pieces) - 1)", "(list, done)",
         "test_shared.py::test_a_step_that_fails_on_an_assistant"),
     "deadlock-search": one(
         "a wait looks for itself among what it needs",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from vardag.engine import DeadlockError, Engine, EngineTimeout, Operation, OperatorError
+from vardag.engine import DeadlockError, Engine, EngineTimeout, Operation, OperatorError, running, shared
 from vardag.engine.joining import Fusible
 from vardag.engine.operation import Kind
 from vardag.engine.testing import Gate, audit, wait_quiescent
@@ -30,6 +31,7 @@ class Brief:
         self.members = [self]
         self.door: list[Any] = [self.members]
         self.prepared: list[int] = []
+        self.before: Callable[[], object] = list
         self.blamed = 0
 
     def takes(self, other: Any) -> None:
@@ -40,6 +42,7 @@ class Brief:
 
     def prepare(self) -> tuple[list[list[Any]], list[Any]]:
         self.prepared.append(threading.get_ident())
+        self.before()
         return self.pieces, self.after
 
     def blame(self, op: Operation) -> None:
@@ -61,18 +64,22 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 class Blocked:
-    """While it is entered, all workers wait."""
+    """While it is entered, all workers wait: who waits for an operation runs it, and opens before the pieces."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.gates = engine, [Gate() for _ in range(engine._lane.workers)]
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Blocked:
         for gate in self.gates:
             self.engine.push(gate)
         for gate in self.gates:
             gate.wait_entered()
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self.open()
+
+    def open(self) -> None:
         for gate in self.gates:
             gate.open()
 
@@ -118,13 +125,90 @@ def test_a_long_one_is_left_to_workers(engine: Engine) -> None:
     assert ran != [threading.get_ident()]
 
 
-def test_a_worker_takes_part() -> None:
-    """Two pieces that only end together."""
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_take_part(workers: int) -> None:
+    """Pieces that only end together: the first worker that is rung rings on."""
+    with Engine("ThreadedEnginePooled", workers=workers) as e:
+        e.push(lambda: None).wait()
+        met = threading.Barrier(workers)
+        segment = Brief(*([(met.wait, PATIENCE)] for _ in range(workers)))
+        with Blocked(e) as blocked:
+            segment.before = blocked.open
+            push(e, segment).wait(PATIENCE)
+        assert not met.broken
+
+
+def test_an_assistant_leaves_nothing_ready_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has taken the token of what was pushed meanwhile, and another worker sleeps."""
+    with Engine("ThreadedEnginePooled", workers=3) as e:
+        e.push(lambda: None).wait()
+        inside, ran, came = threading.Event(), threading.Event(), []
+        original = running.empty
+
+        def empty(bell: Any) -> None:
+            if e._lane.assistants and not came:
+                came.append(e.push(ran.set))
+            original(bell)
+
+        def piece() -> None:
+            inside.set()
+            if not ran.wait(PATIENCE / 3):
+                raise TimeoutError
+
+        def wait_asleep() -> None:
+            blocked.open()
+            while len(e._lane.asleep) < 3:
+                threading.Event().wait(0.001)
+
+        segment = Brief([(inside.wait, PATIENCE)], [(piece,)])
+        with Blocked(e) as blocked:
+            op = push(e, segment)
+            segment.before = wait_asleep
+            monkeypatch.setattr(running, "empty", empty)
+            op.wait(PATIENCE)
+
+
+def test_assistants_without_end_do_not_keep_a_worker() -> None:
+    with Engine("ThreadedEnginePooled", workers=1) as e:
+        e.push(lambda: None).wait()
+        lane, ran, endless = e._lane, threading.Event(), []
+
+        def again() -> None:
+            endless.append(1)
+            if len(endless) == 1:
+                e.push(ran.set)
+            if not ran.is_set() and len(endless) < 10_000:
+                lane.assistants.append(again)
+
+        lane.assistants.append(again)
+        lane.bell.put(None)
+        assert ran.wait(PATIENCE)
+        wait_quiescent(e)
+        assert len(endless) < 10_000
+
+
+def test_one_that_is_brief_no_more_is_left_to_workers() -> None:
+    """Somebody joins it between the look of a thread that waits and its claim."""
     with Engine("ThreadedEnginePooled", workers=2) as e:
         e.push(lambda: None).wait()
-        met = threading.Barrier(2)
-        push(e, Brief([(met.wait, PATIENCE)], [(met.wait, PATIENCE)])).wait(PATIENCE)
-        assert not met.broken
+        ran: list[int] = []
+
+        class Joined(Brief):
+            @property
+            def brief(self) -> bool:  # type: ignore[override]
+                if self.door:
+                    return True
+                blocked.open()
+                return False
+
+            def __call__(self) -> None:
+                ran.append(threading.get_ident())
+
+        with Blocked(e) as blocked:
+            push(e, Joined()).wait(PATIENCE)
+        assert len(ran) == 1
+        assert ran != [threading.get_ident()]
+        audit(e)
 
 
 @pytest.mark.parametrize("piece", [0, 1, 2])
@@ -161,10 +245,94 @@ def test_a_step_that_fails_on_an_assistant() -> None:
         assert len(threads) == 2
 
 
+def test_the_error_of_an_assistant_is_there_before_its_door_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine("ThreadedEnginePooled", workers=2) as e:
+        e.push(lambda: None).wait()
+        v, inside, ended = e.new_variable(), threading.Event(), threading.Event()
+        original = shared.attempt
+
+        def attempt(*args: Any) -> bool:
+            try:
+                return original(*args)
+            except BaseException:
+                ended.wait(PATIENCE / 3)
+                raise
+
+        def piece() -> None:
+            inside.set()
+            raise ValueError("bad")
+
+        monkeypatch.setattr(shared, "attempt", attempt)
+        segment = Brief([(inside.wait, PATIENCE)], [(piece,)])
+        with Blocked(e) as blocked:
+            segment.before = blocked.open
+            push(e, segment, writes=[v])
+            try:
+                with pytest.raises(ValueError, match="bad"):
+                    e.wait_for_var(v, PATIENCE)
+            finally:
+                ended.set()
+
+
+def test_one_that_comes_late_has_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks before the last piece is taken, and takes nothing; then another one fails."""
+    with Engine("ThreadedEnginePooled", workers=3) as e:
+        e.push(lambda: None).wait()
+        v, first, second, late, last = e.new_variable(), *(threading.Event() for _ in range(3)), threading.Lock()
+        last.acquire()
+        together, call = shared.together, shared.Assistant.__call__
+        came: list[int] = []
+
+        def slow(todo: Any) -> Any:
+            if segment.prepared and threading.get_ident() != segment.prepared[0]:
+                came.append(threading.get_ident())
+                if len(came) == 2:
+                    second.set()
+                    last.acquire(timeout=PATIENCE)  # the parent waits for doors by then
+            return together(todo)
+
+        def called(assistant: Any) -> None:
+            call(assistant)
+            late.set()
+
+        def bad() -> None:
+            first.set()
+            late.wait(PATIENCE)
+            raise ValueError("bad")
+
+        monkeypatch.setattr(shared, "together", slow)
+        monkeypatch.setattr(shared.Assistant, "__call__", called)
+        segment = Brief(
+            [(first.wait, PATIENCE), (e._lane.bell.put, None), (second.wait, PATIENCE)], [(bad,)], [(last.release,)]
+        )
+        with Blocked(e) as blocked:
+            segment.before = blocked.open
+            push(e, segment, writes=[v])
+            with pytest.raises(ValueError, match="bad"):
+                e.wait_for_var(v, PATIENCE)
+
+
 def test_a_step_that_fails_behind_the_pieces(engine: Engine) -> None:
+    """It is not run again, though it might do better then."""
     v = engine.new_variable()
-    push(engine, Brief([(list, ())], [(list, ())], after=[(int, "no number")]), writes=[v])
-    with pytest.raises(ValueError, match="no number"):
+    ran: list[int] = []
+
+    def once() -> None:
+        ran.append(1)
+        if len(ran) == 1:
+            raise ValueError("no number")
+
+    push(engine, Brief([(list, ())], [(list, ())], after=[(once,)]), writes=[v])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no number"):
+            engine.wait_for_var(v, PATIENCE)
+    assert ran == [1]
+
+
+def test_a_step_that_raises_what_a_missing_piece_does(engine: Engine) -> None:
+    v = engine.new_variable()
+    push(engine, Brief([(list.pop, [])], [(list, ())]), writes=[v])
+    with pytest.raises(IndexError, match="pop from empty list"):
         engine.wait_for_var(v, PATIENCE)
 
 
@@ -260,37 +428,87 @@ def test_interrupts_come_before_it_or_after(engine: Engine) -> None:
     assert heard
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals")
 def test_an_interrupt_while_the_thread_waits_for_an_assistant() -> None:
-    """That is the one place in its C call where it is heard: the operation ends well, and then the user hears it."""
+    """It is heard when all is done."""
     with Engine("ThreadedEnginePooled", workers=2) as e:
         e.push(lambda: None).wait()
-        met, heard, threads = threading.Barrier(2), threading.Event(), []
+        inside, waits, me = threading.Event(), threading.Lock(), threading.get_ident()
+        waits.acquire()
+        after: list[int] = []
+        heard: list[list[int]] = []
+        out, into = os.pipe()
+        os.set_blocking(into, False)
 
         def handler(*_: object) -> None:
-            heard.set()
+            heard.append(after.copy())
             raise KeyboardInterrupt
 
         def piece() -> None:
-            met.wait(PATIENCE)
-            if threading.get_ident() != segment.prepared[0]:
-                heard.wait(PATIENCE)
-            threads.append(threading.get_ident())
+            inside.set()
+            waits.acquire(timeout=PATIENCE)  # when we have it the parent has let go of the interpreter, for the door
+            signal.pthread_kill(me, signal.SIGALRM)
+            os.read(out, 1)  # it has arrived
 
-        after: list[int] = []
-        segment = Brief([(piece,)], [(piece,)], after=[(after.append, 1)])
-        old = signal.signal(signal.SIGALRM, handler)
+        segment = Brief([(inside.wait, PATIENCE), (waits.release,)], [(piece,)], after=[(after.append, 1)])
+        old, wakeup = signal.signal(signal.SIGALRM, handler), signal.set_wakeup_fd(into)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-            with pytest.raises(KeyboardInterrupt):
+            with Blocked(e) as blocked, pytest.raises(KeyboardInterrupt):
+                segment.before = blocked.open
                 push(e, segment).wait(PATIENCE)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.set_wakeup_fd(wakeup)
             signal.signal(signal.SIGALRM, old)
+            os.close(out)
+            os.close(into)
         e.waitall(PATIENCE)
-        assert len(set(threads)) == 2
-        assert after == [1]
+        assert heard == [[1]]
         assert not e._lane.doors
+
+
+def test_an_interrupt_while_a_step_fails() -> None:
+    """It came while the steps ran, so it is heard as soon as they are cut; an assistant is inside."""
+
+    class Stop(KeyboardInterrupt):
+        pass
+
+    with Engine("ThreadedEnginePooled", workers=2) as e:
+        e.push(lambda: None).wait()
+        inside, hold = threading.Event(), threading.Event()
+        written: list[int] = []
+        early: list[bool] = []
+        interrupt = (
+            ctypes.pythonapi.PyThreadState_SetAsyncExc,
+            ctypes.c_ulong(threading.get_ident()),
+            ctypes.py_object(Stop),
+        )
+        segment = Brief(
+            [(inside.wait, PATIENCE), interrupt, (int, "no number")],
+            [(inside.set,), (hold.wait, PATIENCE), (written.append, 1)],
+        )
+
+        def look() -> None:
+            inside.wait(PATIENCE)
+            try:
+                e.wait_op(op, timeout=0.1)
+            except EngineTimeout:
+                early.append(False)
+            else:
+                early.append(True)
+            hold.set()
+
+        looker = threading.Thread(target=look)
+        with Blocked(e) as blocked:
+            segment.before = blocked.open
+            op = push(e, segment)
+            looker.start()
+            with pytest.raises(Stop):
+                op.wait(PATIENCE)
+            assert written == [1]
+        looker.join()
+        assert early == [False]
+        with pytest.raises(ExceptionGroup):
+            e.waitall(PATIENCE)
 
 
 def test_a_finalizer_that_waits_for_it_is_told(engine: Engine) -> None:
@@ -310,6 +528,53 @@ def test_a_finalizer_that_waits_for_it_is_told(engine: Engine) -> None:
     ready_op.wait(PATIENCE)
     op.wait(PATIENCE)
     assert found == [DeadlockError] * 2
+
+
+def test_finalizers_on_two_threads() -> None:
+    """Each wait gives back what its own thread waited for: the operation waits for nothing when both are over."""
+    with Engine("ThreadedEnginePooled", workers=3) as e:
+        e.push(lambda: None).wait()
+        waits, over, ended = threading.Event(), threading.Event(), threading.Event()
+        found: list[BaseException] = []
+        hold, other = Gate(), Gate()
+
+        def user() -> None:
+            hold()
+            try:
+                op.wait(0.05)
+            except BaseException as error:
+                found.append(error)
+            ended.set()
+
+        def first() -> None:  # gives up
+            try:
+                x.wait(0.5)
+            except EngineTimeout:
+                over.set()
+
+        def second() -> None:  # begins while the first one waits, and ends later
+            while op.blocked is not x:
+                assert not over.is_set()
+            waits.set()
+            other_op.wait(PATIENCE)
+            hold.open()
+            ended.wait(PATIENCE)
+
+        def opener() -> None:
+            waits.wait(PATIENCE)
+            over.wait(PATIENCE)
+            other.open()
+
+        x, other_op = e.push(user), e.push(other)
+        hold.wait_entered()
+        other.wait_entered()
+        thread = threading.Thread(target=opener)
+        thread.start()
+        op = push(e, Brief([(second,)], [(first,)]))
+        op.wait(PATIENCE)
+        thread.join()
+        e.waitall(PATIENCE)
+        assert [type(error) for error in found] == [EngineTimeout]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -335,6 +600,31 @@ def test_a_child_forked_in_a_piece_goes_on() -> None:
                 os._exit(7)
         if children:  # else two workers ran it
             assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_it_ends_in_a_child_forked_by_a_finalizer_within() -> None:
+    """The C call goes on in the child, so what it writes is not anybody else's before it ends."""
+    with Engine("ThreadedEnginePooled", workers=2) as e:
+        e.push(lambda: None).wait()
+        children: list[int] = []
+        done: list[Any] = []
+
+        def fork() -> None:
+            children.append(os.fork())
+            done.append(op.done)
+
+        code = 1
+        with Blocked(e):
+            op = push(e, Brief([(fork,)], [(done.append, 1)]))
+            try:
+                op.wait(PATIENCE)
+                if children == [0] and op.done and op.error is None and done == [False, 1]:
+                    code = 0
+            finally:
+                if children == [0]:
+                    os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
 
 
 @pytest.mark.stress

@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 
 from vardag import nd
-from vardag.ndarray.dtype import NAMES
+from vardag.ndarray import dtype as dtypes
+
+NAMES = tuple(name for name in dtypes.NAMES if name != "bfloat16")  # for that: test_bfloat16.py
 
 FORMATS = ["mxnet", "npz", "safetensors"]
 SPACE = 256 << 20  # bytes of address space beside what the process has when the storm begins
@@ -286,8 +288,8 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "safetensors, another type": (
         "safetensors",
-        lambda: safe('{"x":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}', b"ab"),
-        "array x, byte 0: has elements of type BF16",
+        lambda: safe('{"x":{"dtype":"I16","shape":[1],"data_offsets":[0,2]}}', b"ab"),
+        "array x, byte 0: has elements of type I16",
     ),
 }
 

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from vardag import nd
-from vardag.ndarray.dtype import NAMES
+from vardag.ndarray import dtype as dtypes
+
+NAMES = tuple(name for name in dtypes.NAMES if name != "bfloat16")  # for that: test_bfloat16.py
 
 DATA = Path(__file__).parent / "data"
 MXNET = os.environ.get("MXNET_PYTHON")
@@ -182,8 +184,8 @@ def test_an_array_without_a_value_is_refused_by_name(nothing: bytes) -> None:
 
 
 def test_a_dtype_of_later_versions_is_refused_by_name() -> None:
-    with pytest.raises(nd.FileFormatError, match=r"array half, .*bfloat16"):
-        nd.load_frombuffer(as_list(2, OLD["V2"] + v2((2,), 12, b"abcd"), (b"ok", b"half")))
+    with pytest.raises(nd.FileFormatError, match=r"array half, .*int16"):
+        nd.load_frombuffer(as_list(2, OLD["V2"] + v2((2,), 8, b"abcd"), (b"ok", b"half")))
 
 
 def test_a_truth_value_is_0_or_1_whatever_its_byte() -> None:

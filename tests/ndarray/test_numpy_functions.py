@@ -167,6 +167,170 @@ def test_nothing_is_written_into_a_copy():
     np.testing.assert_array_equal(x.asnumpy(), RAW)
 
 
+def marked(raw=RAW):
+    x = nd.array(raw)
+    x.attach_grad()
+    return x
+
+
+MASKED = np.ma.array(RAW, mask=RAW > 2)
+
+
+def test_masks_are_not_dropped():
+    x = nd.array(RAW)
+    for found in (
+        np.add(x, MASKED),
+        np.add(MASKED, x),
+        MASKED + x,
+        x + MASKED,
+        x * MASKED,
+        np.add.reduce(MASKED, out=None),
+    ):
+        assert type(found) is np.ma.MaskedArray
+    np.testing.assert_array_equal((x + MASKED).mask, MASKED.mask)
+    np.testing.assert_array_equal((x < MASKED).mask, MASKED.mask)
+    for call in (lambda: nd.add(x, MASKED), lambda: x.__iadd__(MASKED), lambda: np.exp(MASKED, out=nd.zeros((2, 3)))):
+        with pytest.raises(ArgumentTypeError, match=r"mask|cannot write"):
+            call()
+    with pytest.raises(ArgumentTypeError, match=r"MaskedArray numpy float32\(2, 3\): an array or a number expected"):
+        nd.add(x, MASKED)
+    np.testing.assert_array_equal(x.asnumpy(), RAW)
+
+
+def test_masks_and_gradients():
+    x = marked()
+    with autograd.record():
+        y = x * 2
+        for call in (lambda: np.add(y, MASKED), lambda: np.add(MASKED, y), lambda: np.concatenate([y, MASKED])):
+            with pytest.raises(ArgumentTypeError, match="gradient"):
+                call()
+        total = MASKED.copy()
+        for call in (
+            lambda: MASKED + y, lambda: y + MASKED, lambda: total.__iadd__(y), lambda: np.ma.add(y, MASKED),
+            lambda: np.asarray(y), lambda: np.array([y, y]), lambda: np.add.reduce([y, y]), lambda: np.array(y),
+        ):  # fmt: skip
+            with pytest.raises(ArgumentTypeError, match=r"\[__array__\].*gradient"):
+                call()
+        assert y.asnumpy().shape == np.asarray(y.detach()).shape == np.asarray(nd.ones((2, 3))).shape
+    np.testing.assert_array_equal(np.asarray(y), RAW * 2)
+
+
+class Units(np.ndarray):
+    """A NumPy array that reads what it meets."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **named):
+        return "units", getattr(ufunc, method)(*(np.asarray(x).view(np.ndarray) for x in inputs), **named)
+
+
+class Wrapper:
+    """Another library's class, which is handed the array itself."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **named):
+        return ufunc(*(x.x if isinstance(x, Wrapper) else x for x in inputs), **named)
+
+    def __init__(self, x):
+        self.x = x
+
+
+class Silent:
+    def __array_ufunc__(self, *_, **__):
+        return NotImplemented
+
+
+def test_others_that_know_ufuncs():
+    x, units = nd.array(RAW), RAW.copy().view(Units)
+    for found in (np.add(x, units), np.add(units, x), x + units, units + x):
+        assert found[0] == "units"
+        np.testing.assert_array_equal(found[1], RAW * 2)
+    with pytest.raises(ArgumentTypeError, match="Units"):
+        nd.add(x, units)
+    y = marked()
+    with autograd.record():
+        assert type(np.add(y, Wrapper(y))) is nd.NDArray
+        z = np.multiply(Wrapper(y), y)
+        with pytest.raises(ArgumentTypeError, match="gradient"):
+            np.add(y * 2, units)
+    z.backward()
+    np.testing.assert_allclose(y.grad.asnumpy(), 2 * RAW)
+    with pytest.raises(TypeError, match="all returned NotImplemented"):
+        np.add(x, Silent())
+    with pytest.raises(TypeError):
+        x + Silent()
+
+
+def test_lists_are_operands():
+    x = marked()
+    with autograd.record():
+        y = np.multiply(x, [1, 2, 3])
+        with pytest.raises(ArgumentTypeError, match="gradient"):
+            np.add(x, [y, y][:1])
+    y.backward()
+    np.testing.assert_array_equal(x.grad.asnumpy(), np.broadcast_to([1, 2, 3], (2, 3)))
+
+
+def test_promoted_by_casts_that_are_recorded():
+    x = canonical(RAW)
+    autograd.mark_variables([x], [canonical(np.zeros_like(RAW))])
+    with autograd.record():
+        y = np.where(RAW > 1, np.clip(x, np.float64(1), 3), np.arange(3)) + np.concatenate([x, np.ones((2, 3))])[:2]
+    assert y.dtype == np.float64
+    y.backward()
+    np.testing.assert_array_equal(x.grad.asnumpy(), 1 + (RAW > 1) * (RAW <= 3))
+    i = canonical(np.arange(4))
+    np.testing.assert_array_equal(np.clip(i, 0.5, 2.5).asnumpy(), [0.5, 1, 2, 2.5])
+    assert np.where(i > 1, i > 2, 0).dtype == np.int64
+
+
+def test_where_chooses_in_nd():
+    x = marked()
+    with autograd.record():
+        y = np.where(x > 1, x, 0)
+        with pytest.raises(ArgumentTypeError, match="gradient"):  # rows, by the face
+            np.where(nd.array([1, 0]), x, x)
+    y.backward()
+    np.testing.assert_array_equal(x.grad.asnumpy(), RAW > 1)
+    np.testing.assert_array_equal(np.where(nd.array([1, 0, 1]), x, 0), np.where([1, 0, 1], RAW, 0))
+
+
+def test_errors_say_what_is_expected():
+    x = nd.array(RAW)
+    for call, words in (
+        (lambda: np.add(x, None), r"\[add\] y None: an array or a number expected"),
+        (lambda: nd.add(None, x), r"\[add\] x None: an array or a number expected"),
+        (lambda: np.add(canonical(RAW), None), r"\[add\] y None: an array or a number expected"),
+        (lambda: nd.expand_dims(x, axis=(0, 1)), r"\[expand_dims\] x float32\(2, 3\): axis \(0, 1\): an int expected"),
+        (lambda: nd.repeat(x, repeats=(1, 2)), r"\[repeat\] x float32\(2, 3\): repeats \(1, 2\): a number expected"),
+    ):
+        with pytest.raises(ArgumentTypeError, match=words):
+            call()
+    assert nd.sum(x, axis=np.int64(0)).shape == (3,)
+    assert nd.reshape(x, shape=np.int64(6)).shape == (6,)
+
+
+def test_bfloat16_and_numbers():
+    x = canonical(nd.array([1, 2, 3], dtype="bfloat16").asnumpy())
+    for found, expected in (
+        (np.clip(x, 1.5, 2), [1.5, 2, 2]), (np.where(x > 1, x, 0), [0, 2, 3]), (np.concatenate([x, x])[:3], [1, 2, 3]),
+    ):  # fmt: skip
+        assert found.dtype == x.dtype
+        np.testing.assert_array_equal(found.asnumpy().astype("f"), expected)
+
+
+def test_booleans_of_the_nd_face():
+    x = nd.array([True, False], dtype="bool")
+    np.testing.assert_array_equal(nd.relu(x).asnumpy(), [True, False])
+    np.testing.assert_array_equal(nd.clip(x, None, None).asnumpy(), [True, False])
+    with pytest.raises(ArgumentTypeError, match="sign"):
+        nd.sign(x)
+
+
+def test_halves_are_promoted_by_others():
+    x = canonical(RAW.astype("e"))
+    assert np.add(x, canonical(np.arange(3))).dtype == np.float64
+    assert np.add(x, np.arange(3.0)).dtype == np.float64
+    assert (x + 1).dtype == (x + 0.5).dtype == np.float16
+
+
 def test_errors_are_the_operators():
     x = nd.array(RAW)
     with pytest.raises(ArgumentTypeError, match="dtypes differ"):

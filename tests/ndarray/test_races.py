@@ -16,6 +16,7 @@ from vardag import autograd, nd
 from vardag.autograd.tape import Recorder
 from vardag.engine import Engine
 from vardag.engine.testing import Gate
+from vardag.operators.tiny import COPIED
 
 
 def marked(values: Any) -> Any:
@@ -134,26 +135,30 @@ def test_a_write_between_two_tries_of_a_push(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_saved_value_is_moved_while_it_becomes_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the admission and its return another thread writes a part: the saved bytes move, the new array stays."""
-    buffer = nd.array([0, 1, 2, 3, 4, 5, 6, 7])
-    x = marked([1, 1])
+    buffer = nd.arange(2 * COPIED)
+    low, high = 10, 10 + COPIED  # too large for a copy of its own
+    x = marked([1] * COPIED)
     with autograd.record():
-        y = x * buffer[4:6]
+        y = x * buffer[low:high]
     node = y._chunk.line.entry[0]
     (saved,) = node.saved.values()
     engine = vd.engine.current()
     admit = engine.admit
+    written = []
 
     def then_write(plan: Any) -> Any:
         monkeypatch.undo()
         result = admit(plan)
-        buffer[4:5] = 9
+        buffer[low : low + 1] = 9
+        written.append(True)
         return result
 
     monkeypatch.setattr(engine, "admit", then_write)
     array = type(x)._from_saved(saved, node)
-    assert array.asnumpy().tolist() == [4, 5]
+    assert written
+    assert array.asnumpy().tolist() == list(range(low, high))
     y.backward()
-    assert x.grad.asnumpy().tolist() == [4, 5]
+    assert x.grad.asnumpy().tolist() == list(range(low, high))
 
 
 def test_a_wait_is_not_for_another_arrays_errors() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator as python_operator
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from vardag import nd
+from vardag import autograd, nd
 from vardag.engine import ArgumentError, ArgumentTypeError
 
 HERE = Path(__file__).resolve()
@@ -40,21 +43,91 @@ def test_every_name() -> None:
     assert missing == LEFT_OUT & set(NAMES)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in PLAIN | LEFT_OUT])
-def test_a_method_is_its_operator(name: str) -> None:
+OPERATORS = pytest.mark.parametrize("name", [n for n in NAMES if n not in PLAIN | LEFT_OUT])
+
+
+def operand(name: str) -> Any:
     shape = FOUR_AXES.get(name, (1, 4))
-    x = nd.array(np.linspace(0.1, 0.9, int(np.prod(shape))).reshape(shape))
-    if name == "arccosh":
-        x = x + 1
+    return nd.array(np.linspace(0.1, 0.9, int(np.prod(shape))).reshape(shape) + (name == "arccosh"))
+
+
+def both(name: str) -> list[Callable[[Any], list[Any]]]:
+    """The method and the function, of one array."""
     others = {"other": nd.ones((3, 4)), "like": nd.ones((1, 4)), "index": nd.zeros((1,))}
     arguments, named = ARGUMENTS.get(name, [(), {}])
     given = [others.get(a, a) if isinstance(a, str) else a for a in arguments]
-    function = getattr(nd, name)
-    found, expected = getattr(x, name)(*given, **named), function(x, *given, **named)
-    for a, b in zip(*((r if isinstance(r, list | tuple) else [r]) for r in (found, expected)), strict=True):
+
+    def listed(found: Any) -> list[Any]:
+        return list(found) if isinstance(found, list | tuple) else [found]
+
+    return [
+        lambda x: listed(getattr(x, name)(*given, **named)),
+        lambda x: listed(getattr(nd, name)(x, *given, **named)),
+    ]
+
+
+@OPERATORS
+def test_a_method_is_its_operator(name: str) -> None:
+    x = operand(name)
+    for a, b in zip(*(call(x) for call in both(name)), strict=True):
         assert type(a) is nd.NDArray
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert a.asnumpy().tobytes() == b.asnumpy().tobytes()
+
+
+@OPERATORS
+def test_a_method_is_recorded_as_its_operator(name: str) -> None:
+    found: list[Any] = []
+    for call in both(name):
+        x = operand(name)
+        x.attach_grad()
+        with autograd.record():
+            made = call(x)
+        autograd.backward(made)
+        found.append(x.grad.asnumpy().tobytes())
+    assert found[0] == found[1]
+
+
+IN_PLACE: dict[str, Any] = {
+    "+=": python_operator.iadd, "-=": python_operator.isub, "*=": python_operator.imul, "/=": python_operator.itruediv,
+    "//=": python_operator.ifloordiv, "%=": python_operator.imod, "**=": python_operator.ipow,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize("symbol", IN_PLACE)
+def test_in_place(symbol: str, dtype: str) -> None:
+    raw, other = np.array([[7, -7, 5], [-5, 8, 2]], dtype), np.array([[2, 3, 1], [4, 3, 2]], dtype)
+    divides = symbol == "/=" and dtype == "int32"  # towards zero
+    for right in (nd.array(other, dtype=dtype), other, 2, nd.array(other[0], dtype=dtype)):
+        expected = right.asnumpy() if isinstance(right, nd.NDArray) else right
+        x = y = nd.array(raw, dtype=dtype)
+        x = IN_PLACE[symbol](x, right)
+        assert x is y
+        assert x.dtype == raw.dtype
+        wanted = np.trunc(raw / expected) if divides else IN_PLACE[symbol](raw.copy(), expected)
+        np.testing.assert_allclose(x.asnumpy(), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("symbol", IN_PLACE)
+def test_in_place_under_record(symbol: str) -> None:
+    raw, other = np.array([7.25, 5.5, 8.75], "f"), np.array([2.0, 3, 4], "f")
+    x, y = nd.array(raw), nd.array(other)
+    x.attach_grad()
+    y.attach_grad()
+    with autograd.record():
+        z = x * 1
+        z = IN_PLACE[symbol](z, y)
+        plain = getattr(python_operator, IN_PLACE[symbol].__name__[1:])(x, y)
+    gradients = []
+    for head in (z, plain):
+        head.backward()
+        gradients.append([x.grad.asnumpy(), y.grad.asnumpy()])
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-6)
+    expected = {"//=": [0, 0], "%=": [1, -np.floor(raw / other)]}.get(symbol)
+    if expected is not None:
+        for found, meant in zip(gradients[0], expected, strict=True):
+            np.testing.assert_array_equal(found, np.broadcast_to(meant, 3))
 
 
 def test_what_is_no_operator() -> None:

@@ -369,7 +369,7 @@ def test_a_table_is_trained(engine_kind: Engine) -> None:
     assert w.asnumpy()[[0, 1, 2, 3, 49_999], 0].tolist() == [0.75, 0.75, 0.75, 1, 1 - 0.25 - 0.5 - 0.75]
 
 
-def test_backward_raises_the_error_of_indices() -> None:
+def test_a_gradient_has_the_error_of_its_indices() -> None:
     with Engine(workers=1) as engine:
         w, index = nd.ones((3, 2)), nd.zeros(2)
 
@@ -380,5 +380,52 @@ def test_backward_raises_the_error_of_indices() -> None:
         w.attach_grad(stype="row_sparse")
         with autograd.record():
             loss = nd.Embedding(index, w, input_dim=3, output_dim=2).sum()
+        loss.backward(wait=False)
         with pytest.raises(RuntimeError, match="no indices"):
-            loss.backward(wait=False)
+            w.grad.wait_to_read()
+
+
+def _failing(x: Any) -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("no such rows")
+
+    x._place.engine.push(fails, updates=[x])
+
+
+@pytest.mark.parametrize("request_", ["write", "add"])
+@pytest.mark.parametrize("kind", ["Embedding", "take", "out of range", "dot", "dense"])
+def test_poison_stays_on_its_gradient(kind: str, request_: str) -> None:
+    table, weight, other = nd.ones((5, 3)), nd.ones((2, 3)), nd.ones((2, 3))
+    table.attach_grad(request_, stype="row_sparse")
+    weight.attach_grad()
+    other.attach_grad()
+    indices, matrix = nd.array([1, 3]), sp.csr_matrix(([1.0, 1.0], [1, 3], [0, 1, 2]), shape=(2, 5))
+    error: type[Exception] = ZeroDivisionError
+    if kind == "out of range":
+        indices, error = nd.array([1, 7]), IndexError
+    elif kind == "dot":
+        _failing(matrix._parts[1])
+    else:
+        _failing(indices)
+    with autograd.record():
+        before = other * 3
+        if kind == "dense":
+            y = table[:2] * indices.reshape((2, 1))
+        elif kind == "Embedding":
+            y = nd.Embedding(indices, table, input_dim=5, output_dim=3)
+        else:
+            y = sp.dot(matrix, table) if kind == "dot" else nd.take(table, indices, mode="raise")
+        heads = [(y * weight).sum(), before.sum()]
+    for _ in range(2):
+        with pytest.raises(error):
+            autograd.backward(heads, retain_graph=True)
+        for look in (table.grad.wait_to_read, table.grad.asnumpy, table.grad.indices.asnumpy, weight.grad.asnumpy):
+            with pytest.raises(error):
+                look()
+        assert (other.grad.asnumpy() == 3).all()
+
+    table.grad[:] = 0
+    with autograd.record():
+        y = nd.take(table, nd.array([1, 3]))
+    y.backward()
+    check(table.grad, np.repeat([[0.0], [1], [0], [1], [0]], 3, 1), "row_sparse")

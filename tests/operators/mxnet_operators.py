@@ -1,0 +1,163 @@
+"""What MXNet 1.9.1 answers to the samples of the registry, and to more shapes: values and gradients, float32.
+
+Three steps, since MXNet needs a Python and a NumPy of its own:
+
+    python tests/operators/mxnet_operators.py ask questions.npz          (this library's interpreter)
+    PATH/python tests/operators/mxnet_operators.py answer questions.npz  (MXNet's; it writes mxnet_operators.npz here)
+
+tests/operators/test_mxnet_operators.py asks again and compares; `make operators` prints the deviations.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ANSWERS = Path(__file__).with_name("mxnet_operators.npz")
+NAMES = Path(__file__).with_name("mxnet_names.json")
+SHAPES = [(7,), (3, 1, 4), (2, 3, 2, 2)]  # of elementwise operators, besides those of their samples
+PATIENCE = 60.0  # seconds for one process
+
+
+def heads(shape: tuple[int, ...], i: int) -> Any:
+    """Head gradients of output i, the same on both sides."""
+    n = int(np.prod(shape))
+    return (np.cos(np.arange(n) * 1.3 + i).reshape(shape)).astype(np.float32)
+
+
+def questions() -> list[dict[str, Any]]:
+    """Every name of MXNet's that the library has: {key, name, operands (name or None, array), attributes, marked}."""
+    from vardag import nd
+    from vardag.operators import registry
+    from vardag.operators.faces import PLAIN
+    from vardag.operators.schema import Sample
+    from vardag.operators.signatures import meant_by
+    from vardag.operators.testing import Case
+
+    known = set(json.loads(NAMES.read_text())["nd"])
+    found = []
+    for op in registry:
+        names = [n for n in (op.name, *op.aliases) if n in known and hasattr(nd, n)]
+        if op.nd is False or op.random or not names or not op.samples:
+            continue
+        rule = op.nd or PLAIN
+        spelled = {new: old for old, new in rule.rename.items()}
+        meant, samples = meant_by(op), list(op.samples)
+        if op.elementwise and all(not isinstance(x, np.ndarray) for x in samples[0].inputs):
+            first = samples[0]
+            many = len(first.inputs)
+            samples += [Sample(*[s] * many, low=first.low, high=first.high, **first.attributes) for s in SHAPES]
+        for number, sample in enumerate(samples):
+            case = Case(op, number, sample)
+            raws = case.raws()
+            gaps = None in [None if x is None else 0 for x in raws] or bool(rule.order)
+            operands = [
+                (None if op.variadic or not gaps else spelled.get(case.name(i), case.name(i)), x)
+                for i, x in enumerate(raws)
+                if x is not None
+            ]
+            attributes = {spelled.get(n, n): v for n, v in sample.attributes.items()}
+            connected = [
+                i
+                for i, x in enumerate(raws)
+                if x is not None and x.dtype == np.float32 and meant.gradient_of(i) is not None and not op.updates
+            ]
+            marked = [sum(x is not None for x in raws[:i]) for i in connected]
+            for name in names:
+                found.append(
+                    {"key": f"{name}/{number}", "name": name, "operands": operands, "attributes": attributes,
+                     "marked": marked}
+                )  # fmt: skip
+    return found
+
+
+def call(nd: Any, autograd: Any, array: Any, question: dict[str, Any]) -> dict[str, Any]:
+    """Outputs "o0", ... and gradients "g0", ..., by whichever library `nd` is."""
+    arrays = [array(x) for _, x in question["operands"]]
+    places = [i for i in question["marked"] if arrays[i].dtype == np.float32]
+    for i in places:
+        arrays[i].attach_grad()
+    named = {n: x for (n, _), x in zip(question["operands"], arrays) if n is not None}  # noqa: B905
+    listed = [x for (n, _), x in zip(question["operands"], arrays) if n is None]  # noqa: B905
+    with autograd.record():
+        made = getattr(nd, question["name"])(*listed, **named, **question["attributes"])
+        made = list(made) if isinstance(made, list | tuple) else [made]
+    found = {f"o{i}": y.asnumpy() for i, y in enumerate(made)}
+    if places:
+        floats = [y for y in made if y.dtype == np.float32]
+        try:
+            autograd.backward(floats, [array(heads(y.shape, i)) for i, y in enumerate(floats)])
+            found.update({f"g{i}": arrays[i].grad.asnumpy() for i in places})
+        except Exception as error:
+            found["why"] = np.array(str(error).strip().splitlines()[0][:100])
+    return found
+
+
+def ask(path: str) -> None:
+    """Write the questions down."""
+    asked = questions()
+    arrays = {f"{i}/{k}": x for i, q in enumerate(asked) for k, (_, x) in enumerate(q["operands"])}
+    words = [{**q, "operands": [n for n, _ in q["operands"]]} for q in asked]
+    np.savez_compressed(path, words=np.array(json.dumps(words)), **arrays)
+    print(len(asked), "questions")
+
+
+def some(path: str, start: str, out: str) -> None:
+    """Ask MXNet, from one question on; each answer is written down at once, for its process may die of the next."""
+    import mxnet as mx
+
+    with np.load(path) as file, open(out, "ab") as stream:
+        words = json.loads(str(file["words"]))
+        for i, question in enumerate(words[int(start) :], int(start)):
+            operands = [(n, file[f"{i}/{k}"]) for k, n in enumerate(question["operands"])]
+            attributes = {n: tuple(v) if isinstance(v, list) else v for n, v in question["attributes"].items()}
+            asked = {**question, "operands": operands, "attributes": attributes}
+            try:
+                answers = call(mx.nd, mx.autograd, lambda x: mx.nd.array(x, dtype=x.dtype), asked)
+            except Exception as error:
+                answers = {"error": np.array(str(error).strip().splitlines()[0][:100])}
+            pickle.dump(answers, stream)
+            stream.flush()
+
+
+def answer(path: str) -> None:
+    """Ask MXNet everything, in as many processes as it takes."""
+    with np.load(path) as file:
+        words = json.loads(str(file["words"]))
+    out, done = Path(path + ".answers"), []
+    while len(done) < len(words):
+        out.write_bytes(b"")
+        arguments = [sys.executable, __file__, "some", path, str(len(done)), str(out)]
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(arguments, check=False, timeout=PATIENCE)
+        with out.open("rb") as stream, suppress(EOFError):
+            while True:
+                done.append(pickle.load(stream))
+        if len(done) < len(words):
+            done.append({"error": np.array("MXNet's process ends, or hangs")})
+    found = {f"{q['key']}/{k}": v for q, answers in zip(words, done) for k, v in answers.items()}  # noqa: B905
+    np.savez_compressed(ANSWERS, **found)
+    print(len(words), "answers,", sum(k.endswith("/error") for k in found), "of them errors")
+
+
+def names() -> None:
+    """Write down what MXNet has."""
+    import mxnet as mx
+
+    spaces = {"nd": mx.nd, "random": mx.nd.random, "linalg": mx.nd.linalg, "contrib": mx.nd.contrib}
+    found = {
+        space: [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
+        for space, module in spaces.items()
+    }
+    NAMES.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    {"ask": ask, "answer": answer, "some": some, "names": names}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,56 @@
+"""Values and gradients against what MXNet 1.9.1 answered: see mxnet_operators.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vardag import autograd, nd
+
+_spec: Any = importlib.util.spec_from_file_location("mxnet_operators", Path(__file__).with_name("mxnet_operators.py"))
+mxnet = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(mxnet)
+
+ASKED = {question["key"]: question for question in mxnet.questions()}
+with np.load(mxnet.ANSWERS) as _file:
+    ANSWERS: dict[str, dict[str, Any]] = {}
+    for _name in _file.files:
+        _key, _, _part = _name.rpartition("/")
+        ANSWERS.setdefault(_key, {})[_part] = _file[_name]
+
+#: questions whose answer differs on purpose, each with the reason
+DIFFER = {
+    "gather_nd/0": "MXNet loses gradients of negative indices",
+    "LeakyReLU/2": "MXNet's gradient of selu is not its derivative",
+}
+
+
+def compare(key: str) -> float:
+    """The largest deviation, relative to the largest value of each array."""
+    answers = ANSWERS[key]
+    found = mxnet.call(nd, autograd, lambda x: nd.array(x, dtype=x.dtype), ASKED[key])
+    worst = 0.0
+    for part, theirs in answers.items():
+        if part in ("error", "why"):
+            continue
+        ours = found[part]
+        assert ours.shape == theirs.shape, f"{key}/{part}: {ours.shape} against {theirs.shape}"
+        assert ours.dtype == theirs.dtype, f"{key}/{part}: {ours.dtype} against {theirs.dtype}"
+        with np.errstate(all="ignore"):
+            same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+            apart = np.abs(np.where(same, 0, ours.astype(np.float64) - theirs.astype(np.float64)))
+        worst = max(worst, float(apart.max(initial=0)) / max(1.0, float(np.abs(theirs).max(initial=0))))
+    return worst
+
+
+@pytest.mark.parametrize("name", sorted({key.split("/")[0] for key, found in ANSWERS.items() if "error" not in found}))
+def test_the_same_as_mxnet(name: str) -> None:
+    for key in ASKED:
+        if key.split("/")[0] == name and "error" not in ANSWERS.get(key, {"error": 0}):
+            apart = compare(key)
+            assert apart < 1e-5 or key in DIFFER, key
+            assert apart > 1e-5 or key not in DIFFER, f"{key} agrees: no exception is needed"
