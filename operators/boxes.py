@@ -170,11 +170,7 @@ def box_nms(
     boxes = xp.take_along_axis(boxes, order[:, :, None], 1)
     places = corners(boxes[:, :, coord_start : coord_start + 4], in_format)
     classes = None if classes is None or force_suppress else xp.take_along_axis(classes, order, 1)
-    for i in range(int(alive.sum(1).max(initial=0))):
-        near = overlaps(xp, places[:, i : i + 1], places[:, i + 1 :]) > overlap_thresh
-        if classes is not None:
-            near &= classes[:, i : i + 1] == classes[:, i + 1 :]
-        alive[:, i + 1 :] &= ~(near & alive[:, i : i + 1])
+    _suppress(xp, places, alive, classes, overlap_thresh)
     front = xp.argsort(~alive, axis=1, kind="stable")
     alive = xp.take_along_axis(alive, front, 1)
     boxes = xp.take_along_axis(boxes, front[:, :, None], 1)
@@ -183,6 +179,30 @@ def box_nms(
     out[...] = xp.where(alive[:, :, None], boxes, -1).reshape(out.shape)
     chosen = xp.take_along_axis(order, front, 1) + xp.arange(len(boxes))[:, None] * count
     rows[...] = xp.where(alive, chosen, -1).reshape(rows.shape)
+
+
+def _suppress(xp: Any, places: Any, alive: Any, classes: Any, most: float) -> None:
+    """Clear what overlaps a box before it that is alive.  places: corners, (n, boxes, 4), by falling score."""
+    x1, y1, x2, y2 = (xp.ascontiguousarray(places[..., k]) for k in range(4))
+    areas = (x2 - x1).clip(0) * (y2 - y1).clip(0)
+    for i in range(int(alive.sum(1).max(initial=0))):
+        one, rest = slice(i, i + 1), slice(i + 1, None)
+        if not alive[:, i].any():
+            continue
+        common = xp.minimum(x2[:, one], x2[:, rest])
+        common -= xp.maximum(x1[:, one], x1[:, rest])
+        height = xp.minimum(y2[:, one], y2[:, rest])
+        height -= xp.maximum(y1[:, one], y1[:, rest])
+        xp.maximum(common, 0, out=common)
+        xp.maximum(height, 0, out=height)
+        common *= height
+        union = areas[:, one] + areas[:, rest]
+        union -= common
+        near = xp.divide(common, union, out=xp.zeros_like(union), where=union > 0) > most
+        if classes is not None:
+            near &= classes[:, one] == classes[:, rest]
+        near &= alive[:, one]
+        alive[:, rest] &= ~near
 
 
 def _change(dtype: Any, width: int, start: int, before: str, after: str) -> Any:

@@ -176,7 +176,7 @@ def resize(data: Any, size: Any = (), keep_ratio: bool = False, interp: int = 1)
         return data
     batch = data if data.ndim == 4 else nd_face.expand_dims(data, axis=0)
     if is_float(data._dtype):
-        attributes = resample.bind({"size": new, "kind": "bilinear", "align": False})
+        attributes = resample.bind({"size": new, "kind": "edges", "align": False})
         made = invoke(resample, [nd_face.transpose(batch, axes=(0, 3, 1, 2))], attributes, cls=NDArray)
         made = nd_face.transpose(made, axes=(0, 2, 3, 1))
     else:

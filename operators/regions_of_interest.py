@@ -63,9 +63,8 @@ def _samples_along(first: Any, extent: Any, bins: int, counts: Any, length: int)
 def _aligned(rois: Any, shape: Any, pooled: Any, scale: float, ratio: int, aligned: bool) -> tuple[Any, Any]:
     """(places among all cells, weights), (rois * bins, cells of a bin)."""
     n, _, h, w = shape
-    rois = rois.astype(np.float64)
     base = _images(rois, n) * h * w
-    x1, y1, x2, y2 = rois[:, 1:].T * scale - (0.5 if aligned else 0)
+    x1, y1, x2, y2 = rois[:, 1:].T * rois.dtype.type(scale) - rois.dtype.type(0.5 if aligned else 0)
     along = []
     numbers: Any = 1.0
     for first, last, bins, length in ((y1, y2, pooled[0], h), (x1, x2, pooled[1], w)):
@@ -195,10 +194,12 @@ def _pooling(metas: Metas, attributes: Attributes) -> Inferred:
 
 def _bins_along(first: Any, last: Any, bins: int, length: int) -> Any:
     """The places of each bin, (rois, bins, most), -1 behind its end."""
-    first, last = (np.floor(v + 0.5).astype(np.int64) for v in (first, last))
-    width = ((last - first + 1).clip(1) / bins)[:, None]
-    starts = (np.floor(np.arange(bins) * width).astype(np.int64) + first[:, None]).clip(0, length)
-    ends = (np.ceil(np.arange(1, bins + 1) * width).astype(np.int64) + first[:, None]).clip(0, length)
+    dtype = first.dtype
+    first, last = (np.copysign(np.floor(abs(v) + 0.5), v).astype(np.int64) for v in (first, last))
+    width = ((last - first + 1).clip(1).astype(dtype) / dtype.type(bins))[:, None]
+    counts = np.arange(bins + 1, dtype=dtype)
+    starts = (np.floor(counts[:-1] * width).astype(np.int64) + first[:, None]).clip(0, length)
+    ends = (np.ceil(counts[1:] * width).astype(np.int64) + first[:, None]).clip(0, length)
     places = starts[..., None] + np.arange(max(int((ends - starts).max(initial=0)), 1))
     return np.where(places < ends[..., None], places, -1)
 
@@ -207,7 +208,7 @@ def _slow_pooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: float) 
     (ph, pw), (h, w) = pooled_size, data.shape[2:]
     out = np.zeros((len(rois), data.shape[1], ph, pw))
     for k, (image, *box) in enumerate(rois):
-        x1, y1, x2, y2 = (math.floor(v * spatial_scale + 0.5) for v in box)
+        x1, y1, x2, y2 = (math.floor(abs(v * spatial_scale) + 0.5) * (1 if v > 0 else -1) for v in box)
         bh, bw = max(y2 - y1 + 1, 1) / ph, max(x2 - x1 + 1, 1) / pw
         for i, j in np.ndindex(ph, pw):
             ys = slice(*(min(max(v + y1, 0), h) for v in (math.floor(i * bh), math.ceil((i + 1) * bh))))
@@ -234,9 +235,8 @@ def roi_pooling(
     is not there is an error on the data.   MXNet: ROIPooling.
     """
     n, c, h, w = data.shape
-    exact = rois.astype(np.float64)
-    images = _images(exact, n)
-    x1, y1, x2, y2 = exact[:, 1:].T * spatial_scale
+    images = _images(rois, n)
+    x1, y1, x2, y2 = rois[:, 1:].T * rois.dtype.type(spatial_scale)
     ys, xs = _bins_along(y1, y2, pooled_size[0], h), _bins_along(x1, x2, pooled_size[1], w)
     most = ys.shape[2] * xs.shape[2]
     flat = data.reshape(n, c, h * w)

@@ -18,11 +18,18 @@ from .texts import raw
 
 
 def _bilinear(n: int, m: int, align: bool) -> tuple[Any, Any]:
-    """(places, weights), each (m, 2): how m numbers come of n."""
-    if align:
-        at = np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0.0)
-    else:
-        at = ((np.arange(m) + 0.5) * (n / m) - 0.5).clip(0)
+    """(places, weights), each (m, 2): how m numbers come of n; one comes of the first."""
+    if align or m == 1:
+        return _between(n, np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0.0))
+    return _edges(n, m, align)
+
+
+def _edges(n: int, m: int, _: bool) -> tuple[Any, Any]:
+    """The same where the edges of the outermost places stay."""
+    return _between(n, ((np.arange(m) + 0.5) * (n / m) - 0.5).clip(0))
+
+
+def _between(n: int, at: Any) -> tuple[Any, Any]:
     low = at.astype(np.int64).clip(0, n - 1)
     after = at - low
     return np.stack((low, (low + 1).clip(0, n - 1)), 1), np.stack((1 - after, after), 1)
@@ -36,7 +43,7 @@ def _averages(n: int, m: int, _: bool) -> tuple[Any, Any]:
     return places, (places >= 0) / (ends - starts)[:, None]
 
 
-_KINDS = {"bilinear": _bilinear, "average": _averages}
+_KINDS = {"bilinear": _bilinear, "edges": _edges, "average": _averages}
 
 
 def resampled(F: Any, data: Any, *, size: Any, kind: str, align: bool) -> Any:
@@ -62,7 +69,7 @@ def _resample(metas: Metas, attributes: Attributes) -> Inferred:
     "resample", infer=_resample, nd=False, cost=20,
     reference=lambda data, size, kind="bilinear", align=True: resampled(raw, data, size=size, kind=kind, align=align),
     samples=[Sample((2, 1, 3, 4), size=(2, 6), kind=kind, align=align)
-             for kind, align in (("bilinear", True), ("bilinear", False), ("average", True))],
+             for kind, align in (("bilinear", True), ("bilinear", False), ("edges", True), ("average", True))],
 )  # fmt: skip
 def resample(xp: Any, data: Any, *, size: Any, kind: str = "bilinear", align: bool = True, out: Any) -> None:
     """Images (n, c, h, w) in another size, by bilinear interpolation or adaptive averages."""
@@ -83,7 +90,7 @@ def _reference_back(data: Any, size: Any, kind: str, align: bool) -> Any:
 @operator(
     "resample_back", infer=_resample, nd=False, cost=20,
     samples=[Sample((2, 1, 3, 4), size=(2, 6), kind=kind, align=align)
-             for kind, align in (("bilinear", True), ("bilinear", False), ("average", True))],
+             for kind, align in (("bilinear", True), ("bilinear", False), ("edges", True), ("average", True))],
     reference=_reference_back,
 )  # fmt: skip
 def resample_back(xp: Any, data: Any, *, size: Any, kind: str = "bilinear", align: bool = True, out: Any) -> None:
