@@ -112,9 +112,11 @@ makediag.grad(x=lambda F, g, offset: F.linalg_extractdiag(g, offset=offset))
 
 
 def _places(n: int, offset: int, lower: bool) -> Any:
-    """The rows and columns of a triangle, row by row: below a diagonal under the main one, above one over it."""
-    below = offset < 0 or (offset == 0 and lower)
-    return np.tril_indices(n, offset) if below else np.triu_indices(n, offset)
+    """The rows and columns of a triangle: below a diagonal under the main one row by row, above one over it column by
+    column."""
+    if offset < 0 or (offset == 0 and lower):
+        return np.tril_indices(n, offset)
+    return np.tril_indices(n, -offset)[::-1]
 
 
 def _triangle_of(metas: Metas, attributes: Attributes) -> Inferred:
@@ -133,9 +135,10 @@ def _triangle_of(metas: Metas, attributes: Attributes) -> Inferred:
     reference=lambda x, offset=0, lower=True: x[(..., *_places(x.shape[-1], offset, lower))],
 )  # fmt: skip
 def extracttrian(xp: Any, x: Any, *, offset: int = 0, lower: bool = True, out: Any) -> None:
-    """A triangle of each matrix, row by row: (..., n, n) -> (..., m (m + 1) / 2), m = n - |offset|.
+    """A triangle of each matrix: (..., n, n) -> (..., m (m + 1) / 2), m = n - |offset|.
 
-    That below the diagonal `offset` if it is under the main one, above it if it is over it; `lower` says which for 0.
+    That below the diagonal `offset` if it is under the main one, row by row; above it if it is over it, column by
+    column; `lower` says which for 0.
     """
     out[...] = x[(..., *_places(x.shape[-1], offset, lower))]
 
@@ -335,6 +338,8 @@ gelqf.grad(x=_gelqf)
 
 def _vectors(metas: Metas, attributes: Attributes) -> Inferred:
     shape, dtype = _square(metas[0])
+    if not shape[-1]:
+        raise ValueError("matrices of at least one row expected")
     return ((shape, dtype), (shape[:-1], dtype)), attributes
 
 
