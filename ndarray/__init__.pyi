@@ -518,7 +518,7 @@ def linalg_extractdiag(A: Any, offset: Any = 0, *, out: Any = None, ctx: Context
     """A diagonal of each matrix: (..., n, n) -> (..., n - |offset|); above the main one for offset > 0."""
 
 def linalg_extracttrian(A: Any, offset: Any = 0, lower: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """A triangle of each matrix, row by row: (..., n, n) -> (..., m (m + 1) / 2), m = n - |offset|."""
+    """A triangle of each matrix: (..., n, n) -> (..., m (m + 1) / 2), m = n - |offset|."""
 
 def linalg_gelqf(A: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
     """x = l q with orthonormal rows q and l lower triangular: (..., n, m) -> (..., n, m), (..., n, n); n <= m."""
