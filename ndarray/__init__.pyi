@@ -49,6 +49,9 @@ def Convolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., str
 def Correlation(data1: Any, data2: Any, kernel_size: Any = 1, max_displacement: Any = 1, stride1: Any = 1, stride2: Any = 1, pad_size: Any = 0, is_multiply: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Averages of products (or of absolute differences) of windows of data1 with displaced windows of data2."""
 
+def Crop(*data: Any, offset: Any = (0, 0), h_w: Any = (0, 0), center_crop: bool = False, num_args: int = 1) -> Any:
+    """A part of images (n, channels, height, width): of size h_w, or of that of a second array.   MXNet: Crop."""
+
 def Custom(*data: Any, op_type: str, name: Any = None, **named: Any) -> Any:
     """A custom operator, by the name that `register` gave it."""
 
@@ -81,6 +84,9 @@ def InstanceNorm(data: Any, gamma: Any, beta: Any, eps: Any = 0.001, *, out: Any
 
 def L2Normalization(data: Any, eps: float = 1e-10, mode: str = 'instance') -> Any:
     """data over its 2-norm: of each example ("instance"), along axis 1 ("channel") or over the axes from 2 ("spatial")."""
+
+def LRN(data: Any, alpha: float = 0.0001, beta: float = 0.75, knorm: float = 2.0, nsize: int = 5) -> Any:
+    """Local response normalization across channels: data / (knorm + alpha / nsize * sum of squares) ** beta."""
 
 def LayerNorm(data: Any, gamma: Any, beta: Any, axis: Any = -1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normalise along one axis: (data - mean) / sqrt(variance + eps) * gamma + beta."""
@@ -115,6 +121,15 @@ def ROIPooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: Any, *, ou
 def Reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
 
+def SequenceLast(data: Any, sequence_length: Any = None, use_sequence_length: Any = False, axis: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The last step of each sequence: (batch, ...).  Of one of length 0 the first.   MXNet: SequenceLast."""
+
+def SequenceMask(data: Any, sequence_length: Any = None, use_sequence_length: Any = False, value: Any = 0.0, axis: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The data, with `value` behind the end of each sequence.   MXNet: SequenceMask."""
+
+def SequenceReverse(data: Any, sequence_length: Any = None, use_sequence_length: Any = False, axis: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Each sequence the other way round; what is behind its end stays.  axis: 0.   MXNet: SequenceReverse."""
+
 def SliceChannel(data: Any, num_outputs: int, axis: int = 1, squeeze_axis: bool = False) -> Any:
     """Equal parts along an axis: a list of arrays, or the array if there is one; `squeeze_axis` drops an axis of 1."""
 
@@ -132,6 +147,9 @@ def SpatialTransformer(data: Any, loc: Any, target_shape: Any = ..., transform_t
 
 def SwapAxis(data: Any, dim1: Any = 0, dim2: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x with two axes exchanged."""
+
+def UpSampling(*data: Any, scale: int, sample_type: str, num_filter: int = 0, multi_input_mode: str = 'concat', num_args: int = 1, workspace: int = 512) -> Any:
+    """Images `scale` times as high and wide, (n, channels, height, width).   MXNet: UpSampling."""
 
 def _copy(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """A copy of x, of any shape; the bytes are shared until x or the copy is written."""
@@ -178,6 +196,9 @@ def _random_randint(low: Any, high: Any, shape: Any = None, dtype: Any = None, *
 def _random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Uniform in [low, high).  `shape` elements; float32 by default."""
 
+def _ravel_multi_index(data: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Positions in an array of this shape from its indices: (axes, ...) -> (...).   MXNet: ravel_multi_index."""
+
 def _sample_bernoulli(prob: Any, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 with probability prob, else 0.  `shape` elements for each parameter: (s...) -> (s..., shape...); float32 by default."""
 
@@ -208,6 +229,9 @@ def _sample_uniform(low: Any, high: Any, shape: Any = None, dtype: Any = None, *
 def _shuffle(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x with the elements along its first axis in random order."""
 
+def _unravel_index(data: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The indices of positions in an array of this shape: (...) -> (axes, ...).   MXNet: unravel_index."""
+
 def abs(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """abs of each element."""
 
@@ -225,6 +249,12 @@ def add_n(*data: Any, out: Any = None, ctx: Context | None = None, name: str | N
 
 def all_finite(data: Any, init_output: bool = True, out: Any = None, name: Any = None) -> Any:
     """1 if all elements are finite, otherwise 0.   Shapes: any -> (1,), float32."""
+
+def amp_cast(data: Any, dtype: Any) -> Any:
+    """data as another floating-point type; integers stay as they are.   MXNet: amp_cast."""
+
+def amp_multicast(*data: Any, num_outputs: int = 0, cast_narrow: bool = False) -> Any:
+    """The arrays with the widest of their floating-point types, or the narrowest.   MXNet: amp_multicast."""
 
 def arange(start: Any, stop: Any = None, step: Any = 1.0, repeat: Any = 1, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """start, start + step, ... below stop (0 ... below start without a stop), each `repeat` times; float32 by default."""
@@ -367,11 +397,17 @@ def choose_element_0index(a: Any, index: Any, axis: Any = -1, keepdims: Any = Fa
 def clip(data: Any, a_min: Any = None, a_max: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Elements below a_min become a_min, those above a_max become a_max.  The gradient at the bounds is g."""
 
+def col2im(data: Any, output_size: Any, kernel: Any, stride: Any = ..., dilate: Any = ..., pad: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The images to whose windows these columns are added: the gradient of im2col.   Source: MXNet col2im."""
+
 def compact(x: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """A copy of x in C order."""
 
 def concat(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The arrays one after the other along the axis `dim`."""
+
+def concatenate(arrays: Any, axis: int = 0, always_copy: bool = True) -> Any:
+    """The arrays one after the other along an axis; always a new array.   MXNet: concatenate."""
 
 def concatenate_along(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The arrays one after the other along the axis `dim`."""
@@ -445,6 +481,9 @@ def expm1(data: Any, *, out: Any = None, ctx: Context | None = None, name: str |
 def eye(N: Any, M: Any = 0, k: Any = 0, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Ones on the k-th diagonal of an (N, M or N) matrix, zeros elsewhere; float32 by default."""
 
+def fill_element_0index(lhs: Any, mhs: Any, rhs: Any) -> Any:
+    """lhs, (n, k), with element rhs[i] of row i replaced by mhs[i].   MXNet: fill_element_0index."""
+
 def fix(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """trunc of each element."""
 
@@ -492,6 +531,12 @@ def hypot(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, na
 
 def identity(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """A copy of x, of any shape; the bytes are shared until x or the copy is written."""
+
+def im2col(data: Any, kernel: Any, stride: Any = ..., dilate: Any = ..., pad: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Every window as a column: (n, channels, *size) -> (n, channels * elements of the kernel, positions)."""
+
+def khatri_rao(*args: Any) -> Any:
+    """The columns' Kronecker products: matrices (n1, k), (n2, k), ... -> (n1 n2 ..., k).   MXNet: khatri_rao."""
 
 def lamb_update_phase1(weight: Any, grad: Any, mean: Any, var: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-06, t: Any = ..., bias_correction: Any = True, wd: Any = ..., rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """mean and var as adam_update;  mean / (sqrt(var) + epsilon) + wd weight, the direction of LAMB."""
@@ -634,6 +679,9 @@ def modulo(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, n
 def moments(data: Any, axes: Any, keepdims: bool = False) -> Any:
     """[mean, variance] along axes."""
 
+def moveaxis(tensor: Any, source: Any, destination: Any) -> Any:
+    """The axes `source` at the places `destination`, the others in their order.   MXNet: moveaxis."""
+
 def mp_lamb_update_phase1(weight: Any, grad: Any, mean: Any, var: Any, weight32: Any, beta1: Any = 0.9, beta2: Any = 0.999, epsilon: Any = 1e-06, t: Any = ..., bias_correction: Any = True, wd: Any = ..., rescale_grad: Any = 1.0, clip_gradient: Any = -1.0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """lamb_update_phase1 for weight32 (float32), which stay;  gives float32."""
 
@@ -696,6 +744,9 @@ def not_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None
 
 def one_hot(indices: Any, depth: Any, on_value: Any = 1.0, off_value: Any = 0.0, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """on_value where the index is, off_value elsewhere, along a new last axis; an index out of range has no place."""
+
+def onehot_encode(indices: Any, out: Any) -> Any:
+    """Write 1 at the index of each row of `out`, (n, depth), and 0 elsewhere.  Gives out.   MXNet: onehot_encode."""
 
 def ones(shape: Any, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Ones of a shape (an int or a tuple); float32 by default."""
@@ -783,6 +834,9 @@ def random_randint(low: Any, high: Any, shape: Any = None, dtype: Any = None, *,
 
 def random_uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Uniform in [low, high).  `shape` elements; float32 by default."""
+
+def ravel_multi_index(data: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Positions in an array of this shape from its indices: (axes, ...) -> (...).   MXNet: ravel_multi_index."""
 
 def rcbrt(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """1 / cbrt(x) of each element."""
@@ -993,6 +1047,9 @@ def trunc(data: Any, *, out: Any = None, ctx: Context | None = None, name: str |
 
 def uniform(low: Any = 0.0, high: Any = 1.0, shape: Any = None, dtype: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Uniform in [low, high).  `shape` elements; float32 by default."""
+
+def unravel_index(data: Any, shape: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The indices of positions in an array of this shape: (...) -> (axes, ...).   MXNet: unravel_index."""
 
 def where(condition: Any, x: Any, y: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Elements of x where the condition is not 0, else of y.  All three broadcast."""
