@@ -185,6 +185,7 @@ def _hand_over(chunk: Chunk, gradient: Array, raw: RawArray) -> bool:
         )
         own.buffer, own.line = buffer, gradient._line  # private until the commit
         buffer.holders += ref(chunk), ref(own)
+        buffer.held = (0, buffer.size)
         steps: list[Any] = [
             (setattr, chunk, "buffer", buffer),
             (setattr, chunk, "version", chunk.version + 1),

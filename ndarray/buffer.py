@@ -51,8 +51,8 @@ class Buffer:
     """
 
     __slots__ = (
-        "__weakref__", "crowd", "device", "dtype", "engine", "holders", "pinned", "raw", "sealed", "shape", "size",
-        "uncounted", "variable",
+        "__weakref__", "crowd", "device", "dtype", "engine", "held", "holders", "pinned", "raw", "sealed", "shape",
+        "size", "uncounted", "variable",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
@@ -65,6 +65,8 @@ class Buffer:
         self.device = device
         self.raw = raw
         self.holders: list[ref[Holder]] = []
+        #: no holder, living or dead, needs an element outside of this range
+        self.held = (0, 0)
         #: with so many holders, the dead ones are to be dropped
         self.crowd = CROWD
         #: an operation makes it, and no operation has counted it as an operand yet (order lock): see `weigh`
@@ -197,10 +199,22 @@ def share(buffer: Buffer, holders: Sequence[Holder], keep: list[Any]) -> list[St
     known = buffer.holders
     new = [ref(h) for h in holders if isinstance(h, Saved) or not any(r() is h for r in known)]
     if len(known) < buffer.crowd:
-        return [(list.append, known, r) for r in new]
+        spans = [buffer.held, *(h.range() for h in holders)]
+        return [(setattr, buffer, "held", _hull(spans)), *((list.append, known, r) for r in new)]
     keep.append(known)
-    alive = [r for r in known if (h := r()) is not None and h.buffer is buffer] + new
-    return [(setattr, buffer, "holders", alive), (setattr, buffer, "crowd", max(CROWD, 2 * len(alive)))]
+    living = [(r, h) for r in known if (h := r()) is not None and h.buffer is buffer]
+    alive = [*(r for r, _ in living), *new]
+    return [
+        (setattr, buffer, "held", _hull([h.range() for h in (*(h for _, h in living), *holders)])),
+        (setattr, buffer, "holders", alive),
+        (setattr, buffer, "crowd", max(CROWD, 2 * len(alive))),
+    ]
+
+
+def _hull(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The least range with all of these in it."""
+    some = [span for span in spans if span[0] < span[1]]
+    return (min(low for low, _ in some), max(high for _, high in some)) if some else (0, 0)
 
 
 def hold(values: Sequence[Saved], keep: list[Any]) -> list[Step]:
@@ -214,7 +228,8 @@ def hold(values: Sequence[Saved], keep: list[Any]) -> list[Step]:
 def conflicts(buffer: Buffer, writer: Chunk | None, low: int, high: int) -> list[Holder]:
     """The living holders, other than the writing chunk, of bytes in this range."""
     found: list[Holder] = []
-    if low >= high:
+    first, last = buffer.held
+    if low >= high or high <= first or last <= low:  # as of rows that are written one after the other
         return found
     for r in buffer.holders:
         h = r()
@@ -233,6 +248,7 @@ def _copy(holder: Holder) -> Admission:
     new = Buffer(old.engine, shape, old.dtype, old.device)
     if isinstance(holder, Saved):
         new.holders.append(ref(holder))
+        new.held = (0, new.size)
 
     def prepare() -> Sequence[Step]:
         source = old.view((high - low,), None, low)

@@ -212,6 +212,7 @@ def at_once(
                 # Nobody else knows it yet: the hold needs no lock.
                 chunk = new._chunk
                 node.saved[name] = saved = Saved(chunk, chunk.buffer, raw.shape, None, 0, i)
+                chunk.buffer.held = (0, chunk.buffer.size)
                 chunk.buffer.holders.append(ref(saved))
         results.append(new)
     place.engine.ran_at_once += 1

@@ -15,6 +15,8 @@ import pytest
 
 from vardag import autograd, nd
 from vardag.engine import Engine
+from vardag.ndarray import buffer
+from vardag.operators.tiny import COPIED
 
 pytestmark = pytest.mark.usefixtures("nothing_copied")
 
@@ -373,3 +375,52 @@ def test_a_rename_is_not_seen_by_views() -> None:
     assert x.asnumpy().tolist() == [7, 8, 8]
     y.backward()
     assert x.grad.asnumpy().tolist() == [2, 4, 6]
+
+
+def test_writes_beside_what_is_held_do_not_look_at_every_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are written one after the other, each while the tape holds those before: linear, not quadratic."""
+    looked = []
+    real = buffer.conflicts
+
+    def counting(b, writer, low, high):
+        first, last = b.held
+        looked.append(len(b.holders) if low < last and first < high else 0)
+        return real(b, writer, low, high)
+
+    monkeypatch.setattr(buffer, "conflicts", counting)
+    width = COPIED
+    w = nd.ones(width)
+    w.attach_grad()
+    with autograd.record():
+        rows = nd.zeros((40, width))
+        for t in range(1, 40):
+            rows[t] = rows[t - 1] * w + 1
+        total = rows.sum()
+    total.backward()
+    assert sum(looked) < 40
+    assert rows[:, 0].asnumpy().tolist() == list(range(40))
+    assert w.grad[0].asscalar() == expected(40)
+
+
+def expected(n: int) -> float:
+    """The derivative at 1 of the sum of x_t = w x_(t - 1) + 1, x_0 = 0."""
+    x, dx, total = 0.0, 0.0, 0.0
+    for _ in range(1, n):
+        x, dx = x + 1, x + dx
+        total += dx
+    return total
+
+
+def test_what_is_held_again_after_a_move_is_protected() -> None:
+    """The range of what is held never says less than the holders need."""
+    x = nd.arange(4 * COPIED)
+    w = nd.ones(COPIED)
+    w.attach_grad()
+    with autograd.record():
+        kept = [w * x[i * COPIED : (i + 1) * COPIED] for i in (2, 0, 3, 1)]
+    for i in (1, 3, 0, 2):
+        x[i * COPIED : (i + 1) * COPIED] = -1
+    x[:] = 7
+    for y, i in zip(kept, (2, 0, 3, 1), strict=True):
+        y.backward()
+        assert w.grad.asnumpy().tolist() == list(range(i * COPIED, (i + 1) * COPIED))
