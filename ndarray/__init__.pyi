@@ -28,6 +28,9 @@ def Activation(data: Any, act_type: Any, *, out: Any = None, ctx: Context | None
 def BatchNorm(data: Any, gamma: Any, beta: Any, moving_mean: Any, moving_var: Any, eps: Any = 0.001, momentum: Any = 0.9, fix_gamma: Any = True, use_global_stats: Any = False, output_mean_var: Any = False, axis: Any = 1, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Normalise each channel: (data - mean) / sqrt(variance + eps) * gamma + beta."""
 
+def BatchNorm_v1(data: Any, gamma: Any, beta: Any, moving_mean: Any, moving_var: Any, eps: Any = 0.001, momentum: Any = 0.9, fix_gamma: Any = True, use_global_stats: Any = False, output_mean_var: Any = False, axis: Any = 1, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Normalise each channel: (data - mean) / sqrt(variance + eps) * gamma + beta."""
+
 def BilinearSampler(data: Any, grid: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Data between its places: out[n, c, i, j] is data[n, c] at x = grid[n, 0, i, j], y = grid[n, 1, i, j]."""
 
@@ -44,6 +47,9 @@ def Concat(*data: Any, dim: Any = 1, out: Any = None, ctx: Context | None = None
     """The arrays one after the other along the axis `dim`."""
 
 def Convolution(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = False, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """Convolution in one, two or three dimensions (cross-correlation, as everywhere in deep learning)."""
+
+def Convolution_v1(data: Any, weight: Any, bias: Any = None, kernel: Any = ..., stride: Any = ..., dilate: Any = ..., pad: Any = ..., num_filter: Any = ..., num_group: Any = 1, no_bias: Any = False, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Convolution in one, two or three dimensions (cross-correlation, as everywhere in deep learning)."""
 
 def Correlation(data1: Any, data2: Any, kernel_size: Any = 1, max_displacement: Any = 1, stride1: Any = 1, stride2: Any = 1, pad_size: Any = 0, is_multiply: Any = True, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
@@ -112,6 +118,9 @@ def Pad(data: Any, mode: Any = 'constant', pad_width: Any = ..., constant_value:
 def Pooling(data: Any, kernel: Any = ..., pool_type: Any = 'max', global_pool: Any = False, pooling_convention: Any = 'valid', stride: Any = ..., pad: Any = ..., p_value: Any = None, count_include_pad: Any = None, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The largest element ('max'), mean ('avg'), sum or p-norm ('lp', p_value 1, 2 or 3) of every window."""
 
+def Pooling_v1(data: Any, kernel: Any = ..., pool_type: Any = 'max', global_pool: Any = False, pooling_convention: Any = 'valid', stride: Any = ..., pad: Any = ..., p_value: Any = None, count_include_pad: Any = None, layout: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """The largest element ('max'), mean ('avg'), sum or p-norm ('lp', p_value 1, 2 or 3) of every window."""
+
 def RNN(data: Any, parameters: Any, state: Any, state_cell: Any = None, sequence_length: Any = None, state_size: Any = None, num_layers: Any = None, bidirectional: bool = False, mode: Any = None, p: float = 0.0, state_outputs: bool = False, projection_size: Any = None, lstm_state_clip_min: Any = None, lstm_state_clip_max: Any = None, lstm_state_clip_nan: bool = False, use_sequence_length: bool = False, out: Any = None, name: Any = None) -> Any:
     """Recurrent layers over a whole sequence: of a plain, LSTM or GRU cell, stacked, in one direction or both."""
 
@@ -120,6 +129,9 @@ def ROIPooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: Any, *, ou
 
 def Reshape(data: Any, shape: Any, *, reverse: Any = False, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The elements of x in another shape, one size of which may be -1."""
+
+def SVMOutput(data: Any, label: Any, margin: Any = 1.0, regularization_coefficient: Any = 1.0, use_linear: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
+    """data itself, (n, classes); its gradient is *defined* as that of squared hinges, or with use_linear of hinges."""
 
 def SequenceLast(data: Any, sequence_length: Any = None, use_sequence_length: Any = False, axis: Any = 0, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The last step of each sequence: (batch, ...).  Of one of length 0 the first.   MXNet: SequenceLast."""
@@ -421,6 +433,9 @@ def cos(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def cosh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """cosh of each element."""
 
+def counted(x: Any, bounds: Any = None, bins: Any = 10, range: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
+    """How many elements lie in each bin, and the edges of the bins.   NumPy: histogram."""
+
 def crop(data: Any, begin: Any, end: Any, step: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x[begin[0]:end[0]:step[0], begin[1]:end[1]:step[1], ...] as a copy; None is Python's default."""
 
@@ -525,6 +540,9 @@ def greater_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = 
 
 def hard_sigmoid(data: Any, alpha: Any = 0.2, beta: Any = 0.5, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """alpha x + beta, cut to [0, 1]; the gradient at the two kinks is 0."""
+
+def histogram(a: Any, bins: Any = 10, range: Any = None) -> Any:
+    """How many elements lie in each bin (int64), and the edges of the bins.   MXNet: histogram."""
 
 def hypot(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """hypot of each pair of elements."""

@@ -242,6 +242,7 @@ def _batch_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> Any:
 
 @operator(
     "BatchNorm",
+    aliases=("BatchNorm_v1",),
     infer=spelling,
     variant=_batch_variant,
     updates=("moving_mean", "moving_var"),

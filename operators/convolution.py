@@ -317,6 +317,7 @@ def _convolution_variant(inputs: Sequence[Any], a: Attributes, training: bool) -
 
 @operator(
     "Convolution",
+    aliases=("Convolution_v1",),
     infer=spelling,
     variant=_convolution_variant,
     samples=[Sample((2, 2, 4, 4), (3, 2, 2, 2), (3,), kernel=(2, 2), num_filter=3, stride=(2, 2), pad=(1, 1))],

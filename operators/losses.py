@@ -116,6 +116,50 @@ def _scaled(F: Any, x: Any, x_shape: Shape, grad_scale: float, valid_thresh: flo
 scaled_loss.grad(x=_scaled)
 
 
+def _hinges(metas: Metas, attributes: Attributes) -> Inferred:
+    (shape, dtype), label = metas[0], metas[1]  # type: ignore[misc]
+    floating(metas[0])
+    if len(shape) != 2 or label is None or label[0] != shape[:1]:
+        raise ValueError("data (n, classes) and n labels expected")
+    return ((shape, dtype),), attributes
+
+
+@operator(
+    "SVMOutput", infer=_hinges, atomic=True, widen=False, defined=True, indices=("label",),
+    samples=[Sample((2, 3), np.array([0, 2])), Sample((3, 2), np.array([1, 0, 1]), use_linear=True, margin=0.5)],
+    reference=lambda data, label, **_: data, nd=Rule(method=False),
+)  # fmt: skip
+def svm_output(
+    xp: Any,
+    data: Any,
+    label: Any,
+    *,
+    margin: float = 1.0,
+    regularization_coefficient: float = 1.0,
+    use_linear: bool = False,
+    out: Any,
+) -> Any:
+    """data itself, (n, classes); its gradient is *defined* as that of squared hinges, or with use_linear of hinges.
+
+    label: (n,), class numbers.  The score of the class is to be more than the margin, the others less than its
+    negative.  The gradient ignores the head's.   MXNet: SVMOutput.
+    """
+    return ((python_operator.setitem, out, ..., data),)
+
+
+def _svm(
+    F: Any, data: Any, label: Any, data_shape: Shape, margin: float, regularization_coefficient: float, use_linear: bool
+) -> Any:
+    wanted = F.cast(F.one_hot(label, depth=data_shape[1]), dtype=data.dtype) * 2 - 1
+    short = F.maximum(margin - wanted * data, 0)
+    if use_linear:
+        return -wanted * F.cast(F.greater(short, 0), dtype=data.dtype) * regularization_coefficient
+    return -wanted * short * (2 * regularization_coefficient)
+
+
+svm_output.grad(data=_svm)
+
+
 # ---- piecewise -------------------------------------------------------------------------------------------------------
 
 

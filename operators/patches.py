@@ -115,6 +115,28 @@ col2im.grad(
 )
 
 
+def _counted(metas: Metas, attributes: Attributes) -> Inferred:
+    _, dtype = _known(metas[0])
+    bins = attributes["bins"]
+    edges = metas[1]
+    if edges is not None and (len(edges[0]) != 1 or edges[0][0] < 2):
+        raise ValueError("edges, (n,) with n of at least 2, expected")
+    if edges is None and (not isinstance(bins, int) or bins < 1):
+        raise ValueError(f"bins {bins}: a number from 1, or an array of edges, expected")
+    n = bins if edges is None else edges[0][0] - 1
+    return (((n,), np.dtype(np.int64)), ((n + 1,), dtype if edges is None else edges[1])), attributes
+
+
+@operator(
+    "counted", infer=_counted, outputs=("counts", "edges"), nd=RULE, widen=False,
+    samples=[Sample((3, 4), None, bins=4, range=(-1.0, 1.0)), Sample((9,), np.array([-1.0, 0.0, 0.5, 1.0]))],
+    reference=lambda x, bounds, bins=10, range=None: np.histogram(x, bins if bounds is None else bounds, range),
+)  # fmt: skip
+def counted(xp: Any, x: Any, bounds: Any = None, *, bins: Any = 10, range: Any = None, counts: Any, edges: Any) -> None:
+    """How many elements lie in each bin, and the edges of the bins.   NumPy: histogram."""
+    counts[...], edges[...] = xp.histogram(x, bins if bounds is None else bounds, range)
+
+
 # ---- made of operators -----------------------------------------------------------------------------------------------
 
 
@@ -128,6 +150,15 @@ def khatri_rao(*args: Any) -> Any:
         pair = nd_face.expand_dims(made, axis=1) * nd_face.expand_dims(x, axis=0)
         made = nd_face.reshape(pair, shape=(made.shape[0] * x.shape[0], x.shape[1]))
     return made
+
+
+@composed(method=False)
+def histogram(a: Any, bins: Any = 10, range: Any = None) -> Any:
+    """How many elements lie in each bin (int64), and the edges of the bins.   MXNet: histogram.
+
+    bins: their number, within `range` (default: from the least element to the largest), or an array of edges.
+    """
+    return nd_face.counted(a, bins) if isinstance(bins, Array) else nd_face.counted(a, bins=bins, range=range)
 
 
 @composed(method=False)

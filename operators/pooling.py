@@ -425,9 +425,7 @@ def _pooling_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> An
 
 
 @operator(
-    "Pooling",
-    infer=spelling,
-    variant=_pooling_variant,
+    "Pooling", infer=spelling, variant=_pooling_variant, aliases=("Pooling_v1",),
     samples=[
         Sample(_DISTINCT, kernel=(2, 2), stride=(2, 1), pad=(0, 1)),
         Sample((1, 2, 5), kernel=3, stride=2, pool_type="avg", pooling_convention="full", count_include_pad=False),
@@ -435,7 +433,7 @@ def _pooling_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> An
         Sample((1, 1, 3, 3, 2), low=0.2, kernel=(2, 2, 2), pool_type="lp", p_value=2),
     ],
     nd=Rule(rename=X, ignore=("cudnn_off",), method=False),
-)
+)  # fmt: skip
 def pooling(
     xp: Any, x: Any, *, kernel: Any = (), pool_type: str = "max", global_pool: bool = False,
     pooling_convention: str = "valid", stride: Any = (), pad: Any = (), p_value: int | None = None,

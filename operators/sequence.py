@@ -224,7 +224,7 @@ def _unraveled(metas: Metas, attributes: Attributes) -> Inferred:
 
 @operator(
     "unravel_index", infer=_unraveled, widen=False, nd=Rule(method=False), aliases=("_unravel_index",),
-    samples=[Sample(np.array([22, 41, 37]), shape=(7, 6)), Sample(np.array([[0, 5]]), shape=(-1, 3))],
+    samples=[Sample(np.array([22, 41, 37]), shape=(7, 6)), Sample(np.array([0, 5]), shape=(-1, 3))],
     reference=lambda data, shape: np.array(np.unravel_index(data.astype(int), (9, *shape[1:]))),
 )  # fmt: skip
 def unravel_index(xp: Any, data: Any, *, shape: Any, out: Any) -> None:
