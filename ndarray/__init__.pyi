@@ -433,9 +433,6 @@ def cos(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | N
 def cosh(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """cosh of each element."""
 
-def counted(x: Any, bounds: Any = None, bins: Any = 10, range: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
-    """How many elements lie in each bin, and the edges of the bins.   NumPy: histogram."""
-
 def crop(data: Any, begin: Any, end: Any, step: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """x[begin[0]:end[0]:step[0], begin[1]:end[1]:step[1], ...] as a copy; None is Python's default."""
 
@@ -543,6 +540,9 @@ def hard_sigmoid(data: Any, alpha: Any = 0.2, beta: Any = 0.5, *, out: Any = Non
 
 def histogram(a: Any, bins: Any = 10, range: Any = None) -> Any:
     """How many elements lie in each bin (int64), and the edges of the bins.   MXNet: histogram."""
+
+def histogram_counts(x: Any, bounds: Any = None, bins: Any = 10, range: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> tuple[NDArray, NDArray]:
+    """How many elements lie in each bin, and the edges of the bins.   NumPy: histogram."""
 
 def hypot(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """hypot of each pair of elements."""

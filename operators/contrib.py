@@ -11,13 +11,13 @@ import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
-from ..ndarray.dtype import INT64, is_float
+from ..ndarray.dtype import BOOL, INT64, is_float
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from .composite import derived
 from .faces import Rule, composed, nd_face
 from .indexing import bounded
-from .infer import floating, like_first, normal_axis, uniform
+from .infer import floating, normal_axis, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, zero
 from .texts import raw
 
@@ -190,11 +190,17 @@ def boolean_mask(data: Any, index: Any, axis: int = 0) -> Any:
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
 
+def _numbers(metas: Metas, attributes: Attributes) -> Inferred:
+    if _known(metas[0])[1] == BOOL:
+        raise TypeError("numbers expected")
+    return (metas[0],), attributes
+
+
 def _unary(
     name: str, gradient: Any, reference: Any, doc: str, kernel: Any, defined: bool = False, **sample: Any
 ) -> None:
     made: Operator = operator(
-        f"contrib_{name}", infer=like_first, elementwise=True, nd=CONTRIB, reference=reference, doc=doc,
+        f"contrib_{name}", infer=_numbers, elementwise=True, nd=CONTRIB, reference=reference, doc=doc,
         defined=defined, samples=[Sample((2, 3), **sample)],
     )(kernel)  # fmt: skip
     made.grad(x=gradient)

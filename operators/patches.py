@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine import ArgumentError
 from ..ndarray.array import Array
-from ..ndarray.dtype import is_float
+from ..ndarray.dtype import BOOL, is_float
 from .faces import Rule, composed, nd_face
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 from .windows import extents, geometry, interior, positions_of, window
@@ -117,22 +117,31 @@ col2im.grad(
 
 def _counted(metas: Metas, attributes: Attributes) -> Inferred:
     _, dtype = _known(metas[0])
+    if dtype == BOOL:
+        raise TypeError("numbers expected")
     bins = attributes["bins"]
     edges = metas[1]
     if edges is not None and (len(edges[0]) != 1 or edges[0][0] < 2):
         raise ValueError("edges, (n,) with n of at least 2, expected")
+    if not isinstance(attributes["range"], tuple | list | None):
+        raise TypeError(f"range {attributes['range']!r}: two numbers expected")
     if edges is None and (not isinstance(bins, int) or bins < 1):
         raise ValueError(f"bins {bins}: a number from 1, or an array of edges, expected")
+    limits = attributes["range"]
+    if limits is not None and not (len(limits) == 2 and limits[0] <= limits[1]):
+        raise ValueError(f"range {limits}: the least and the largest value expected")
     n = bins if edges is None else edges[0][0] - 1
     return (((n,), np.dtype(np.int64)), ((n + 1,), dtype if edges is None else edges[1])), attributes
 
 
 @operator(
-    "counted", infer=_counted, outputs=("counts", "edges"), nd=RULE, widen=False,
+    "histogram_counts", infer=_counted, outputs=("counts", "edges"), widen=False, nd=Rule(method=False, dtype="kernel"),
     samples=[Sample((3, 4), None, bins=4, range=(-1.0, 1.0)), Sample((9,), np.array([-1.0, 0.0, 0.5, 1.0]))],
     reference=lambda x, bounds, bins=10, range=None: np.histogram(x, bins if bounds is None else bounds, range),
 )  # fmt: skip
-def counted(xp: Any, x: Any, bounds: Any = None, *, bins: Any = 10, range: Any = None, counts: Any, edges: Any) -> None:
+def histogram_counts(
+    xp: Any, x: Any, bounds: Any = None, *, bins: Any = 10, range: Any = None, counts: Any, edges: Any
+) -> None:
     """How many elements lie in each bin, and the edges of the bins.   NumPy: histogram."""
     counts[...], edges[...] = xp.histogram(x, bins if bounds is None else bounds, range)
 
@@ -158,7 +167,11 @@ def histogram(a: Any, bins: Any = 10, range: Any = None) -> Any:
 
     bins: their number, within `range` (default: from the least element to the largest), or an array of edges.
     """
-    return nd_face.counted(a, bins) if isinstance(bins, Array) else nd_face.counted(a, bins=bins, range=range)
+    return (
+        nd_face.histogram_counts(a, bins)
+        if isinstance(bins, Array)
+        else nd_face.histogram_counts(a, bins=bins, range=range)
+    )
 
 
 @composed(method=False)

@@ -38,7 +38,7 @@ def elementwise(place: Place, ufunc: np.ufunc, dtype: Any, stored: bool, *arrays
                 return None
             if not raw.flags.c_contiguous:  # that of transposed operands has their order
                 raw = raw.copy()
-            return raw.astype(dtype) if stored and raw.dtype is not dtype else raw
+            return run(raw.astype, dtype) if stored and raw.dtype is not dtype else raw
         raw = place.device.empty(first.shape, dtype)
         run(partial(ufunc, out=raw), *arrays)
     except MemoryError:
@@ -119,7 +119,7 @@ def pair(rule: Ufunc) -> Any:
             if type(raw) is _ndarray and (a is x or x._raw is a) and (b is y or y._raw is b) and not engine.writing:
                 engine.ran_at_once += 1
                 if stored and raw.dtype is not dtype:
-                    raw = raw.astype(dtype)
+                    raw = engine.kernel_context.copy().run(raw.astype, dtype)
                 new = _new(cls)
                 new._raw, new._place, new._shape, new._strides, new._offset = raw, place, shape, None, 0
                 new._line = new._derived = None
@@ -202,7 +202,7 @@ def single(rule: Ufunc) -> Any:
             if type(raw) is _ndarray and x._raw is a and not engine.writing:
                 engine.ran_at_once += 1
                 if stored and raw.dtype is not dtype:
-                    raw = raw.astype(dtype)
+                    raw = engine.kernel_context.copy().run(raw.astype, dtype)
                 new = _new(cls)
                 new._raw, new._place, new._shape, new._strides, new._offset = raw, place, x._shape, None, 0
                 new._line = new._derived = None

@@ -79,7 +79,7 @@ def _distribution(
     own = [Parameter(n, Parameter.KEYWORD_ONLY, default=None) for n in ("shape", "dtype")]
     own += [Parameter(n, Parameter.KEYWORD_ONLY) for n in ("seed", "out")]
     first = Parameter("xp", Parameter.POSITIONAL_OR_KEYWORD)
-    attributes = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
+    attributes = [p.replace(kind=p.KEYWORD_ONLY, annotation="float") for p in parameters]
     inputs = [p.replace(default=p.empty) for p in parameters]
     from_numbers.__signature__ = Signature([first, *attributes, *own])  # type: ignore[attr-defined]
     from_arrays.__signature__ = Signature([first, *inputs, *own])  # type: ignore[attr-defined]

@@ -313,7 +313,11 @@ def _correlation(metas: Metas, attributes: Attributes) -> Inferred:
         raise ValueError("two arrays (n, channels, height, width) of one shape expected")
     names = ("kernel_size", "max_displacement", "stride1", "stride2", "pad_size")
     attributes = {**{name: int(attributes[name]) for name in names}, "is_multiply": bool(attributes["is_multiply"])}
-    if attributes["kernel_size"] % 2 != 1 or min(attributes["stride1"], attributes["stride2"]) < 1:
+    if (
+        attributes["kernel_size"] % 2 != 1
+        or attributes["kernel_size"] < 1
+        or min(attributes["stride1"], attributes["stride2"]) < 1
+    ):
         raise ValueError("an odd kernel_size, and strides from 1, expected")
     if min(attributes["max_displacement"], attributes["pad_size"]) < 0:
         raise ValueError("max_displacement and pad_size from 0 expected")

@@ -17,6 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +42,16 @@ def call_into(ufunc: np.ufunc, *arrays: Any, out: Any) -> Step:
     if ufunc is np.maximum or ufunc is np.minimum:  # a positional out is deprecated for these two
         return (partial(ufunc, out=out), *arrays)
     return (ufunc, *arrays, out)
+
+
+#: annotation -> what it says, and the types that a value may have
+NUMBERS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    "float": ("a number", (int, float)),
+    "float | None": ("a number", (int, float, NoneType)),
+    "int": ("a whole number", (int,)),
+    "bool": ("a truth value", (bool, int)),
+    "int | None": ("a whole number", (int, NoneType)),
+}
 
 
 class _Zero:
@@ -172,7 +183,8 @@ class Operator:
         filled = set(self.filled)
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled]
         self.attributes = {p.name: p.default for p in keywords if p.name != "seed"}
-        self.numbers = frozenset(p.name for p in keywords if p.annotation in ("float", "float | None"))
+        #: attributes that have to be numbers: what is expected, and the types that it may have
+        self.numbers = {p.name: NUMBERS[p.annotation] for p in keywords if p.annotation in NUMBERS}
         self.required = tuple(n for n, default in self.attributes.items() if default is inspect.Parameter.empty)
         for name in (*self.updates, *self.indices):
             if name not in self.inputs:
@@ -268,9 +280,10 @@ class Operator:
             if name not in attributes:
                 raise ArgumentError(f"[{self.name}] argument {name!r} is missing")
         plain = {name: _plain(value) for name, value in attributes.items()}
-        for name in self.numbers.intersection(plain):
-            if not isinstance(plain[name], int | float | None):
-                raise ArgumentTypeError(f"[{self.name}] {name}: a number expected, not {type(plain[name]).__name__}")
+        for name in self.numbers.keys() & plain.keys():
+            expected, types = self.numbers[name]
+            if not isinstance(plain[name], types):
+                raise ArgumentTypeError(f"[{self.name}] {name}: {expected} expected, not {type(plain[name]).__name__}")
         return {**self.attributes, **plain}
 
     def __repr__(self) -> str:

@@ -192,6 +192,8 @@ sequence_reverse.grad(
 
 def _positions(attributes: Attributes) -> tuple[int, ...]:
     shape = tuple(attributes["shape"])
+    if not shape:
+        raise ValueError("a shape with axes expected")
     return (1, *as_shape(shape[1:])) if shape and shape[0] == -1 else as_shape(shape)
 
 

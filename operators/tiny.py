@@ -203,7 +203,7 @@ def at_once(
     for i, output in enumerate(filled[: len(op.outputs)]):
         raw: Any = output
         if i in stored:
-            raw = raw.astype(call.dtype)
+            raw = place.engine.kernel_context.copy().run(raw.astype, call.dtype)
         new = cls._young(place, raw if raw.shape else raw.reshape(call.zero_d))
         if node is not None:
             new._line = Line(new._shape, None, 0, (node, i))
