@@ -78,6 +78,20 @@ def test_refusals():
         x.__dlpack__(stream=1)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int32", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,) * 64, (4, 5), (70, 90)])
+def test_round_trips_of_every_dtype_and_shape(shape, dtype):
+    raw = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    x = nd.array(raw, dtype=dtype)
+    views = [x] if not raw.size or len(shape) != 2 else [x, x[::2], x[:, ::-1], x[1:, 2:]]
+    for y in views:
+        expected = y.asnumpy()
+        for there in (np.from_dlpack(y), np.asarray(y)):
+            assert (there.shape, there.dtype, there.tobytes()) == (expected.shape, expected.dtype, expected.tobytes())
+        back = nd.from_dlpack(y)
+        assert (back.shape, back.dtype, back.asnumpy().tobytes()) == (y.shape, y.dtype, expected.tobytes())
+
+
 # ---- NumPy's own protocol --------------------------------------------------------------------------------------------
 
 
