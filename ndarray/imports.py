@@ -124,4 +124,4 @@ def _over(name: str, raw: RawArray, copy: bool = False) -> NDArray:
     buffer.sealed = not raw.flags.writeable
     chunk = Chunk(buffer, place)
     chunk.pinned = raw.flags.writeable
-    return NDArray._over(chunk, raw.shape or NDArray._zero_d)
+    return NDArray._over(chunk, raw.shape)
