@@ -7,8 +7,10 @@ value.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,41 @@ def from_numpy(op: Any) -> float | None:
     return worst
 
 
-def main() -> int:
+def times(tests: Any, python: str) -> dict[str, float]:
+    """The time of each operator by MXNet's in the interpreter `python`, at a middle size, one after the other."""
+    found: dict[str, float] = {}
+    mxnet = subprocess.Popen(
+        [python, str(TESTS / "mxnet_operators.py"), "clock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with mxnet:
+        assert mxnet.stdin is not None and mxnet.stdout is not None
+        for question in tests.mxnet.timed_questions():
+            mxnet.stdin.write(json.dumps(question) + "\n")
+            mxnet.stdin.flush()
+            answer = mxnet.stdout.readline()
+            if not answer:
+                break
+            theirs = json.loads(answer)
+            if theirs:
+                ours = tests.mxnet.timed(nd, lambda x: nd.array(x, dtype=x.dtype), question)
+                found[question["name"]] = ours / theirs
+        mxnet.stdin.close()
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 if a deviation is more than rounding."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--mxnet", help="an interpreter with mxnet 1.9.1: operators are timed beside it")
+    given = parser.parse_args(arguments)
     tests = load("test_mxnet_operators")
+    ratios = times(tests, given.mxnet) if given.mxnet else {}
     names = json.loads((TESTS / "mxnet_names.json").read_text())
     ours = {name: op for op in registry if op.nd is not False for name in (op.name, *op.aliases)}
     apart = from_mxnet(tests)
     bad = 0
-    print(f"{'name':40} {'here':>5} {'MXNet':>9} {'NumPy':>9}  gradient")
+    print(f"{'name':40} {'here':>5} {'MXNet':>9} {'NumPy':>9} {'time':>6}  gradient")
     for space, listed in names.items():
         root = nd if space == "nd" else getattr(nd, space, None)
         here = [name for name in listed if hasattr(root, name)]
@@ -74,10 +103,15 @@ def main() -> int:
             op = ours.get(name) if space == "nd" else None
             mx, np64 = apart.get(name) if space == "nd" else None, None if op is None else from_numpy(op)
             shown = [f"{x:9.1e}" if x is not None else f"{'-':>9}" for x in (mx, np64)]
-            print(f"{space + '.' + name:40} {'yes' if name in here else 'no':>5} {shown[0]} {shown[1]}  "
+            ratio = f"{ratios[name]:6.2f}" if space == "nd" and name in ratios else f"{'-':>6}"
+            print(f"{space + '.' + name:40} {'yes' if name in here else 'no':>5} {shown[0]} {shown[1]} {ratio}  "
                   f"{gradient(op) if op else ''}")  # fmt: skip
             bad += mx is not None and mx > 1e-5
         print(f"-- {space}: {len(here)} of {len(listed)} names; {sum(n in apart for n in listed)} compared with MXNet")
+    if ratios:
+        slow = sorted(name for name, ratio in ratios.items() if ratio > 3)
+        print(f"-- {len(ratios)} timed at (256, 512); within 3 times MXNet's time: {1 - len(slow) / len(ratios):.0%};"
+              f" slower: {', '.join(f'{name} {ratios[name]:.1f}' for name in slow) or 'none'}")  # fmt: skip
     return int(bad > 0)
 
 

@@ -14,6 +14,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ ANSWERS = Path(__file__).with_name("mxnet_operators.npz")
 NAMES = Path(__file__).with_name("mxnet_names.json")
 SHAPES = [(7,), (3, 1, 4), (2, 3, 2, 2)]  # of elementwise operators, besides those of their samples
 PATIENCE = 60.0  # seconds for one process
+MIDDLE = (256, 512)  # the shape of operands that are timed
 
 
 def heads(shape: tuple[int, ...], i: int) -> Any:
@@ -76,6 +78,65 @@ def questions() -> list[dict[str, Any]]:
                      "marked": marked}
                 )  # fmt: skip
     return found
+
+
+def timed_questions() -> list[dict[str, Any]]:
+    """Operators whose operands all have one shape, at a middle size: (name, number of operands, attributes)."""
+    from vardag import nd
+    from vardag.operators import registry
+    from vardag.operators.faces import PLAIN
+
+    known = set(json.loads(NAMES.read_text())["nd"])
+    found = []
+    for op in registry:
+        name = next((n for n in (op.name, *op.aliases) if n in known), None)
+        if op.nd is False or op.updates or op.random or name is None or not op.samples:
+            continue
+        sample, rule = op.samples[0], op.nd or PLAIN
+        shapes = {None if isinstance(x, np.ndarray) else x for x in sample.inputs}
+        if len(shapes) != 1 or None in shapes or rule.order or op.variant is not None:
+            continue
+        spelled = {new: old for old, new in rule.rename.items()}
+        attributes = {spelled.get(n, n): v for n, v in sample.attributes.items()}
+        asked = {"name": name, "many": len(sample.inputs), "low": max(sample.low, 0.1), "high": sample.high,
+                 "attributes": attributes}  # fmt: skip
+        try:
+            timed(nd, lambda x: nd.array(x, dtype=x.dtype), asked, 1)
+        except Exception:
+            continue  # attributes that fit the sample's shape only
+        found.append(asked)
+    return found
+
+
+def timed(nd: Any, array: Any, question: dict[str, Any], rounds: int = 15) -> float:
+    """The least seconds of one call with its wait."""
+    rng = np.random.default_rng(0)
+    operands = [
+        array(rng.uniform(question["low"], question["high"], MIDDLE).astype(np.float32))
+        for _ in range(question["many"])
+    ]
+    function, attributes, best = getattr(nd, question["name"]), question["attributes"], float("inf")
+    for _ in range(rounds + 2):
+        begin = time.perf_counter()
+        made = function(*operands, **attributes)
+        for y in made if isinstance(made, list | tuple) else (made,):
+            y.wait_to_read()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def clock() -> None:
+    """Time what standard input asks, for `benchmarks/operators.py`: MXNet's interpreter."""
+    import mxnet as mx
+
+    for line in sys.stdin:
+        question = json.loads(line)
+        question["attributes"] = {n: tuple(v) if isinstance(v, list) else v for n, v in question["attributes"].items()}
+        try:
+            seconds: Any = timed(mx.nd, lambda x: mx.nd.array(x, dtype=x.dtype), question)
+        except Exception:
+            seconds = None
+        print(json.dumps(seconds), flush=True)
 
 
 def call(nd: Any, autograd: Any, array: Any, question: dict[str, Any]) -> dict[str, Any]:
@@ -160,4 +221,4 @@ def names() -> None:
 
 
 if __name__ == "__main__":
-    {"ask": ask, "answer": answer, "some": some, "names": names}[sys.argv[1]](*sys.argv[2:])
+    {"ask": ask, "answer": answer, "some": some, "names": names, "clock": clock}[sys.argv[1]](*sys.argv[2:])
