@@ -283,7 +283,7 @@ class Operator:
         for name in self.numbers.keys() & plain.keys():
             expected, types = self.numbers[name]
             if not isinstance(plain[name], types):
-                raise ArgumentTypeError(f"[{self.name}] {name}: {expected} expected, not {type(plain[name]).__name__}")
+                raise ArgumentTypeError(f"[{self.name}] {name} {plain[name]!r}: {expected} expected")
         return {**self.attributes, **plain}
 
     def __repr__(self) -> str:

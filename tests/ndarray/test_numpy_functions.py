@@ -299,7 +299,7 @@ def test_errors_say_what_is_expected():
         (lambda: nd.add(None, x), r"\[add\] x None: an array or a number expected"),
         (lambda: np.add(canonical(RAW), None), r"\[add\] y None: an array or a number expected"),
         (lambda: nd.expand_dims(x, axis=(0, 1)), r"\[expand_dims\] x float32\(2, 3\): axis \(0, 1\): an int expected"),
-        (lambda: nd.repeat(x, repeats=(1, 2)), r"\[repeat\] x float32\(2, 3\): repeats \(1, 2\): a number expected"),
+        (lambda: nd.repeat(x, repeats=(1, 2)), r"\[repeat\] repeats \(1, 2\): a whole number expected"),
     ):
         with pytest.raises(ArgumentTypeError, match=words):
             call()
