@@ -25,7 +25,7 @@ ANSWERS = Path(__file__).with_name("mxnet_operators.npz")
 NAMES = Path(__file__).with_name("mxnet_names.json")
 SHAPES = [(7,), (3, 1, 4), (2, 3, 2, 2)]  # of elementwise operators, besides those of their samples
 PATIENCE = 60.0  # seconds for one process
-MIDDLE = (256, 512)  # the shape of operands that are timed
+MIDDLE = 1 << 17  # about as many elements has the first operand of what is timed
 
 
 def heads(shape: tuple[int, ...], i: int) -> Any:
@@ -81,44 +81,44 @@ def questions() -> list[dict[str, Any]]:
 
 
 def timed_questions() -> list[dict[str, Any]]:
-    """Operators whose operands all have one shape, at a middle size: (name, number of operands, attributes)."""
+    """One question for each operator, with operands of a middle size: its sample's, repeated along the first axis."""
     from vardag import nd
-    from vardag.operators import registry
-    from vardag.operators.faces import PLAIN
 
-    known = set(json.loads(NAMES.read_text())["nd"])
-    found = []
-    for op in registry:
-        name = next((n for n in (op.name, *op.aliases) if n in known), None)
-        if op.nd is False or op.updates or op.random or name is None or not op.samples:
+    found: dict[int, dict[str, Any]] = {}
+    for question in questions():
+        function = getattr(nd, question["name"])
+        operands = question["operands"]
+        if id(function) in found or not operands or not operands[0][1].ndim or not operands[0][1].size:
             continue
-        sample, rule = op.samples[0], op.nd or PLAIN
-        shapes = {None if isinstance(x, np.ndarray) else x for x in sample.inputs}
-        if len(shapes) != 1 or None in shapes or rule.order or op.variant is not None:
-            continue
-        spelled = {new: old for old, new in rule.rename.items()}
-        attributes = {spelled.get(n, n): v for n, v in sample.attributes.items()}
-        asked = {"name": name, "many": len(sample.inputs), "low": max(sample.low, 0.1), "high": sample.high,
-                 "attributes": attributes}  # fmt: skip
+        first = operands[0][1]
+        asked = {
+            "name": question["name"],
+            "attributes": question["attributes"],
+            "operands": [(n, x.tolist(), str(x.dtype), x.ndim > 0 and len(x) == len(first)) for n, x in operands],
+            "times": max(1, MIDDLE // first.size),
+        }
         try:
             timed(nd, lambda x: nd.array(x, dtype=x.dtype), asked, 1)
         except Exception:
-            continue  # attributes that fit the sample's shape only
-        found.append(asked)
-    return found
+            continue  # its other operands, or attributes, fit the sample's shape only
+        found[id(function)] = asked
+    return list(found.values())
 
 
 def timed(nd: Any, array: Any, question: dict[str, Any], rounds: int = 15) -> float:
     """The least seconds of one call with its wait."""
-    rng = np.random.default_rng(0)
-    operands = [
-        array(rng.uniform(question["low"], question["high"], MIDDLE).astype(np.float32))
-        for _ in range(question["many"])
-    ]
+    named, listed = {}, []
+    for name, values, dtype, repeated in question["operands"]:
+        raw = np.array(values, dtype)
+        x = array(np.concatenate([raw] * question["times"]) if repeated else raw)
+        if name is None:
+            listed.append(x)
+        else:
+            named[name] = x
     function, attributes, best = getattr(nd, question["name"]), question["attributes"], float("inf")
     for _ in range(rounds + 2):
         begin = time.perf_counter()
-        made = function(*operands, **attributes)
+        made = function(*listed, **named, **attributes)
         for y in made if isinstance(made, list | tuple) else (made,):
             y.wait_to_read()
         best = min(best, time.perf_counter() - begin)
