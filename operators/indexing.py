@@ -17,7 +17,7 @@ from ..ndarray.dtype import FLOAT32, as_dtype
 from ..ndarray.shape import Shape, as_shape, c_strides
 from .faces import Rule, attribute_dtype, composed, nd_face
 from .infer import normal_axis
-from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, zero
+from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, size_of, zero
 
 DATA = {"data": "x", "a": "x"}
 MODES = ("clip", "wrap", "raise")
@@ -328,7 +328,12 @@ def one_hot(
 
     Shapes: (i...) -> (i..., depth); float32 by default.
     """
-    out[...] = xp.where(whole(indices)[..., None] == xp.arange(depth), on_value, off_value)
+    on, off = (np.asarray(value).astype(out.dtype) for value in (on_value, off_value))
+    places = whole(indices).reshape(-1)
+    rows = xp.flatnonzero((places >= 0) & (places < depth))
+    flat = xp.full(out.size, off, out.dtype)
+    flat[rows * depth + places[rows]] = on
+    out[...] = flat.reshape(out.shape)
 
 
 one_hot.grad(indices=zero)
@@ -370,6 +375,7 @@ _CELLS = np.array([[0, 1, -1], [2, 0, 0]])
 @operator(
     "gather_nd",
     infer=_gather_nd,
+    cost=lambda metas, made, attributes: 10.0 * (size_of(made) + size_of(metas[1:])),
     widen=False,
     indices=("indices",),
     samples=[Sample((2, 3), _CELLS), Sample((2, 3), np.array([[0, 1, 1]])), Sample((2, 3), np.array([[[0.0], [1]]]))],

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ndarray.shape import as_shape
 from .faces import Rule
-from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
+from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, size_of
 
 RULE = Rule(method=False, mixed=True)
 _LENGTHS = np.array([1, 3])
@@ -105,7 +105,8 @@ def _last_of(data: Any, lengths: Any = None, use_sequence_length: bool = False, 
 
 
 @operator(
-    "SequenceLast", infer=_last, nd=RULE, widen=False, indices=("sequence_length",), reference=_last_of,
+    "SequenceLast", infer=_last, cost=lambda metas, made, attributes: 4.0 * size_of(made), nd=RULE, widen=False,
+    indices=("sequence_length",), reference=_last_of,
     samples=[
         Sample((3, 2, 2), _LENGTHS, use_sequence_length=True), Sample((3, 2), None),
         Sample((2, 4), np.array([2, 4]), use_sequence_length=True, axis=1),

@@ -13,7 +13,7 @@ import numpy as np
 from ..ndarray.shape import Shape, c_strides
 from .faces import Rule
 from .infer import normal_axis
-from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, zero
+from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, size_of, zero
 
 DATA = {"data": "x"}
 
@@ -244,6 +244,7 @@ _FORMS: tuple[dict[str, Any], ...] = ({"k": 0, "axis1": 0, "axis2": 1}, {"k": -1
 @operator(
     "diag",
     infer=_diag,
+    cost=lambda metas, made, attributes: 4.0 * size_of(made),
     widen=False,
     samples=[*(Sample((2, 3, 3), **form) for form in _FORMS), Sample((3,)), Sample((3,), k=-1)],
     reference=lambda x, k=0, axis1=0, axis2=1: np.diag(x, k) if x.ndim == 1 else np.diagonal(x, k, axis1, axis2),
