@@ -109,7 +109,7 @@ def _signature(walk: Walk, head_grads: Sequence[Any], results: Iterable[int]) ->
         if g._place is not place:
             return None
         found += (positions[node], index, g._meta)
-    return registry.replaced, tuple(results), *found
+    return registry.edition, tuple(results), *found
 
 
 def _form(node: Node) -> Any:

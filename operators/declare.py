@@ -101,11 +101,11 @@ def operator(
         options.setdefault("broadcasts", True)
     options = {"cost": _long, "nd": RULE, **options}
     declaration: Operator = _told(Operator, name, kernel, infer, **options)
-    for owner in (raw, numpy_face, nd_face, _late.numpy_face, _late.nd_face, ndarray):
-        vars(owner).pop(name, None)  # of one that it replaces
     registry.put(declaration)
     numpy_face._publish(declaration)
     nd_face._publish(declaration)
+    for owner in (raw, _late.numpy_face, _late.nd_face, ndarray):
+        vars(owner).pop(name, None)  # of one that it replaces; last, for others look it up meanwhile
     return UserOperator(declaration)
 
 

@@ -67,13 +67,19 @@ def triangle(xp: Any, x: Any, *, lower: bool = True, offset: int = 0, out: Any) 
 triangle.grad(x=lambda F, g, lower, offset: F.linalg_triangle(g, lower=lower, offset=offset))
 
 
-def _diagonal_of(metas: Metas, attributes: Attributes) -> Inferred:
+def _from_diagonal(metas: Metas, attributes: Attributes, what: str) -> tuple[Meta, int]:
+    """Square matrices, and how long their diagonal `offset` is."""
     shape, dtype = _known(metas[0])
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError("square matrices, (..., n, n), expected")
     n = shape[-1] - abs(attributes["offset"])
     if n <= 0:
-        raise ValueError(f"offset {attributes['offset']}: matrices of {shape[-1]} rows have no such diagonal")
+        raise ValueError(f"offset {attributes['offset']}: matrices of {shape[-1]} rows have no such {what}")
+    return (shape, dtype), n
+
+
+def _diagonal_of(metas: Metas, attributes: Attributes) -> Inferred:
+    (shape, dtype), n = _from_diagonal(metas, attributes, "diagonal")
     return (((*shape[:-2], n), dtype),), attributes
 
 
@@ -120,12 +126,7 @@ def _places(n: int, offset: int, lower: bool) -> Any:
 
 
 def _triangle_of(metas: Metas, attributes: Attributes) -> Inferred:
-    shape, dtype = _known(metas[0])
-    if len(shape) < 2 or shape[-1] != shape[-2]:
-        raise ValueError("square matrices, (..., n, n), expected")
-    n = shape[-1] - abs(attributes["offset"])
-    if n <= 0:
-        raise ValueError(f"offset {attributes['offset']}: matrices of {shape[-1]} rows have no such triangle")
+    (shape, dtype), n = _from_diagonal(metas, attributes, "triangle")
     return (((*shape[:-2], n * (n + 1) // 2), dtype),), attributes
 
 

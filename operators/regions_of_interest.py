@@ -15,7 +15,7 @@ from .faces import Rule
 from .infer import floating, uniform
 from .interpolation import as_cells, from_cells, weighing
 from .products import cuts
-from .schema import Attributes, Inferred, Metas, Sample, constant, operator, zero
+from .schema import Attributes, Inferred, Meta, Metas, Sample, constant, operator, zero
 from .texts import raw
 
 BLOCK = 1 << 23  # elements that are gathered at once
@@ -83,12 +83,17 @@ def _aligned(rois: Any, shape: Any, pooled: Any, scale: float, ratio: int, align
     return places.reshape(rows, width), np.broadcast_to(weights, places.shape).reshape(rows, width)
 
 
-def _align(metas: Metas, attributes: Attributes) -> Inferred:
+def _both(metas: Metas, attributes: Attributes) -> tuple[Meta, Meta, Attributes]:
+    """Data, regions and normalised attributes, checked."""
     data, rois = metas
     assert data is not None and rois is not None
     uniform(data, rois)
     floating(data)
-    attributes = _regions(data, rois, attributes)
+    return data, rois, _regions(data, rois, attributes)
+
+
+def _align(metas: Metas, attributes: Attributes) -> Inferred:
+    data, rois, attributes = _both(metas, attributes)
     channels, bins = data[0][1], math.prod(attributes["pooled_size"])
     if attributes["position_sensitive"]:
         if channels % bins:
@@ -183,11 +188,7 @@ roi_align_back.grad(
 
 
 def _pooling(metas: Metas, attributes: Attributes) -> Inferred:
-    data, rois = metas
-    assert data is not None and rois is not None
-    uniform(data, rois)
-    floating(data)
-    attributes = _regions(data, rois, attributes)
+    data, rois, attributes = _both(metas, attributes)
     shape = (rois[0][0], data[0][1], *attributes["pooled_size"])
     return ((shape, data[1]), (shape, INT64)), attributes
 

@@ -307,13 +307,14 @@ def _plain(value: Any) -> Any:
 class Registry:
     """All operators by canonical name: the library's, filled at import, and users' (declare.py), by single stores.
 
-    To iterate is to go through the library's.   `replaced`: how many of users' have taken the place of another.
+    To iterate is to go through the library's.   `edition`: another object once a user's operator has taken the place of
+    another; replaced after that, so that what was learned under the new edition knows the new operator (plans.py).
     """
 
     def __init__(self) -> None:
         self._operators: dict[str, Operator] = {}
         self._users: dict[str, Operator] = {}
-        self.replaced = 0
+        self.edition = object()
 
     def add(self, op: Operator) -> Operator:
         """Declare an operator; a second one of that name is an error."""
@@ -324,8 +325,10 @@ class Registry:
 
     def put(self, op: Operator) -> None:
         """Declare a user's operator, in place of the user's that had its name."""
-        self.replaced += op.name in self._users
+        replaced = op.name in self._users
         self._users[op.name] = op
+        if replaced:
+            self.edition = object()
 
     def __getitem__(self, name: str) -> Operator:
         return self._users[name] if name in self._users else self._operators[name]

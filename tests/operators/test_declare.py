@@ -12,6 +12,7 @@ from vardag import autograd, nd
 from vardag.engine import ArgumentError, ArgumentTypeError, Engine, OperatorError
 from vardag.ndarray.array import Array
 from vardag.operators import registry
+from vardag.operators.texts import raw
 
 
 @vd.operator
@@ -193,6 +194,28 @@ def test_declared_again_the_last_one_counts() -> None:
             y.backward()
             assert (y.asscalar(), x.grad.asscalar()) == (factor, factor * factor)
         assert nd.declared_again(x).asscalar() == factor
+
+
+def test_who_looks_up_an_operator_while_it_is_replaced_gets_the_new_one_afterwards(monkeypatch) -> None:
+    """Another thread's gradient text resolves the name just before the new one is there."""
+
+    def declare(factor):
+        @vd.operator(name="looked_up_meanwhile")
+        def kernel(xp, x, *, out):
+            xp.multiply(x, factor, out=out)
+
+    declare(2)
+    real = registry.put
+
+    def put(op):
+        assert float(raw.looked_up_meanwhile(np.ones(1))[0]) == 2
+        assert nd.looked_up_meanwhile(nd.ones(1)).asscalar() == 2
+        real(op)
+
+    monkeypatch.setattr(registry, "put", put)
+    declare(3)
+    assert float(raw.looked_up_meanwhile(np.ones(1))[0]) == 3
+    assert nd.looked_up_meanwhile(nd.ones(1)).asscalar() == 3
 
 
 def no_outputs(xp, x):
