@@ -15,6 +15,7 @@ from .scope import (
     set_training,
     train_mode,
 )
+from .transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from .walk import GraphError
 
 __all__ = [
@@ -25,8 +26,12 @@ __all__ = [
     "compute_gradient",
     "grad",
     "grad_and_loss",
+    "hessian",
+    "hvp",
     "is_recording",
     "is_training",
+    "jacobian",
+    "jvp",
     "mark_variables",
     "pause",
     "predict_mode",
@@ -34,4 +39,6 @@ __all__ = [
     "set_recording",
     "set_training",
     "train_mode",
+    "value_and_grad",
+    "vjp",
 ]

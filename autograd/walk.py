@@ -42,6 +42,16 @@ class GraphError(ArgumentError):
     """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
 
 
+def refuse_freed(node: Any) -> None:
+    """Asked after a walk has read what it needs of a node: freed is set first, so what it read is whole."""
+    if node.freed is not None:
+        raise GraphError(
+            f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
+            f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
+            "is used again"
+        )
+
+
 class Walk:
     """One backward pass over the graph above some heads.
 
@@ -85,13 +95,7 @@ class Walk:
             self.edges[node] = edges = node.edges
             if isinstance(node, Node):
                 self.saved[node] = node.saved
-            # Looked at last, and set first: what was read above is whole.
-            if node.freed is not None:
-                raise GraphError(
-                    f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
-                    f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
-                    "is used again"
-                )
+            refuse_freed(node)
             todo += [edge[0] for edge in edges if edge is not None]
         return [seen[number] for number in sorted(seen)]
 
