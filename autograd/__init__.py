@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .backward import backward
+from .custom_gradients import custom_gradient
 from .function import Function
 from .functional import attach_grad, compute_gradient, grad, grad_and_loss, mark_variables
+from .recompute import checkpoint
 from .scope import (
     is_recording,
     is_training,
@@ -15,15 +17,17 @@ from .scope import (
     set_training,
     train_mode,
 )
+from .tape import GraphError
 from .transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
-from .walk import GraphError
 
 __all__ = [
     "Function",
     "GraphError",
     "attach_grad",
     "backward",
+    "checkpoint",
     "compute_gradient",
+    "custom_gradient",
     "grad",
     "grad_and_loss",
     "hessian",

@@ -23,8 +23,8 @@ from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.faces import numpy_face
 from ..operators.tiny import PAGE
 from . import plans, rows
-from .tape import Leaf, Recorder, entry_of
-from .walk import ZERO, GraphError, Walk, reshaped
+from .tape import GraphError, Leaf, Recorder, entry_of
+from .walk import ZERO, Walk, reshaped
 
 
 def _arrays(what: str, value: Any) -> list[Array]:

@@ -113,7 +113,8 @@ class Function:
             if not isinstance(y, Array):
                 raise ArgumentTypeError(f"[{type(self).__name__}] forward gave {y!r}: an array expected")
         if not any(edges):
-            return result
+            free = [_own(y) if y._line is READ_ONLY else y for y in outputs]  # an input, or a view of one
+            return free[0] if isinstance(result, Array) else type(result)(free)
         fresh = [_own(y) for y in outputs]
         node = _UserNode(self, inputs, edges, fresh)
         node.keep(call.saved, given, outputs)

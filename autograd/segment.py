@@ -13,15 +13,15 @@ from ..ndarray.array import Array
 from ..ndarray.line import Scope, scope, within
 from . import plans
 from .backward import _apart, _head_grads, _result
-from .tape import VIEW, Entry, Node, Recorder, entry_of
-from .walk import Walk, refuse_freed
+from .tape import VIEW, Entry, Node, Recorder, entry_of, refuse_freed
+from .walk import Walk
 
 
 class Segment(Walk):
     """A walk that ends below a floor.
 
-    `ends`: the nodes at which it ends are part of it, with the cotangents that arrive there; else nothing flows to them.
-    A view is no end: what it is a view of is.
+    `ends`: the nodes at which it ends are part of it, with the cotangents that arrive there; else nothing flows to
+    them.   A view is no end: what it is a view of is.
     """
 
     def __init__(self, heads: Sequence[Array], retain: bool, create: bool, floor: int, ends: bool = False) -> None:
@@ -68,8 +68,8 @@ def pulled(
 ) -> list[Array]:
     """The gradients of heads with respect to entries from the floor on, zeros for one that no head depends on.
 
-    `cotangents`: the weights of the heads, None for ones.   `variables`: arrays of the entries' shapes, dtypes and faces.
-    `create`: record them, so that they can be differentiated again.   Never blocks.
+    `cotangents`: the weights of the heads, None for ones.   `variables`: arrays of the entries' shapes, dtypes and
+    faces.   `create`: record them, so that they can be differentiated again.   Never blocks.
     """
     current = scope.get()
     recorder = (current.recorder or Recorder()) if create else None
@@ -81,7 +81,9 @@ def pulled(
         nodes = {entry[0] for entry in entries}
         walk = Segment([h for h, _ in found], retain, create, floor)
         plans.follow(walk, _head_grads([h for h, _ in found], [c for _, c in found]), nodes.__contains__, False)
-        return _apart([_result(walk, v, e, i, "zeros") for i, (v, e) in enumerate(zip(variables, entries, strict=True))])
+        return _apart(
+            [_result(walk, v, e, i, "zeros") for i, (v, e) in enumerate(zip(variables, entries, strict=True))]
+        )
 
     return within(Scope(recorder, current.training, False), walked)
 

@@ -36,6 +36,10 @@ def number() -> int:
     return next(_numbers)
 
 
+class GraphError(ArgumentError):
+    """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
+
+
 class Retention(NamedTuple):
     """What the texts of the connected inputs name, and so what a node keeps: (position, key) of inputs and outputs."""
 
@@ -133,6 +137,16 @@ class Leaf:
     def __init__(self, gradient: Array | RowSparseNDArray | None, request: str) -> None:
         self.gradient, self.request = gradient, request
         self.number = number()
+
+
+def refuse_freed(node: Any) -> None:
+    """Asked after a walk has read what it needs of a node: freed is set first, so what it read is whole."""
+    if node.freed is not None:
+        raise GraphError(
+            f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
+            f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
+            "is used again"
+        )
 
 
 VIEW = registry["strided"]

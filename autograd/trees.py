@@ -67,21 +67,22 @@ def leaves_like(form: Form, tree: Any, what: str) -> list[Any]:
 def _match(form: Form, tree: Any, what: str, leaves: list[Any]) -> None:
     if form.kind is None:
         if isinstance(tree, Mapping | list | tuple):
-            raise ArgumentError(f"{what} has {tree!r} in the place of one array or value")
+            raise ArgumentError(f"{what} has {words(tree)} in the place of one array or value")
         leaves.append(tree)
     elif form.keys is not None:
         if not isinstance(tree, Mapping) or set(tree) != set(form.keys):
-            raise ArgumentError(f"{what} has {_words(tree)} in the place of a dict of {', '.join(map(repr, form.keys))}")
+            raise ArgumentError(f"{what} has {words(tree)} in the place of a dict of {', '.join(map(repr, form.keys))}")
         for key, part in zip(form.keys, form.parts, strict=True):
             _match(part, tree[key], what, leaves)
     else:
         if not isinstance(tree, list | tuple) or len(tree) != len(form.parts):
-            raise ArgumentError(f"{what} has {_words(tree)} in the place of a sequence of {len(form.parts)}")
+            raise ArgumentError(f"{what} has {words(tree)} in the place of a sequence of {len(form.parts)}")
         for part, x in zip(form.parts, tree, strict=True):
             _match(part, x, what, leaves)
 
 
-def _words(tree: Any) -> str:
+def words(tree: Any) -> str:
+    """What it is, in an error."""
     if isinstance(tree, Mapping):
         return f"a dict of {', '.join(map(repr, tree))}"
     return f"a sequence of {len(tree)}" if isinstance(tree, list | tuple) else describe(tree)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine import ArgumentError, here
-from ..engine import describe as describe_site
+from ..engine import here
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
 from ..ndarray.dtype import is_float
@@ -31,25 +30,11 @@ from ..operators.tiny import NOW, Looks
 from . import regions
 from .regions import region_of
 from .rows import by_rows, wants
-from .tape import ASSIGN, VIEW, Node, entry_of
+from .tape import ASSIGN, VIEW, GraphError, Node, entry_of, refuse_freed
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
 ZERO: Any = zero
 LARGE = 4096  # elements of an array from which its regions are worth a closer look
-
-
-class GraphError(ArgumentError):
-    """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
-
-
-def refuse_freed(node: Any) -> None:
-    """Asked after a walk has read what it needs of a node: freed is set first, so what it read is whole."""
-    if node.freed is not None:
-        raise GraphError(
-            f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
-            f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
-            "is used again"
-        )
 
 
 class Walk:
