@@ -188,7 +188,11 @@ class _UserNode(FunctionNode):
         function = self.function
         restored = tuple(as_face(face, face._from_saved(saved, self)) for saved, face in kept.values())
         given = [as_face(face, g) for face, g in zip(self.faces, cotangents, strict=True)]
-        result = _in_call(_Call(function, False, restored), False, False, function.backward, given)
+        try:
+            result = _in_call(_Call(function, False, restored), False, False, function.backward, given)
+        except Exception as error:
+            error.add_note(f"in backward of {self.op.name}, recorded at {self.recorded_at}")
+            raise
         found = list(result) if isinstance(result, tuple | list) else [result]
         name = type(function).__name__
         if len(found) != len(self.metas):

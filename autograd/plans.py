@@ -22,7 +22,7 @@ from ..ndarray.dtype import NARROW
 from ..operators.calls import plain
 from ..operators.fusion import FUSE
 from ..operators.schema import registry, size_of
-from ..operators.texts import arguments, finished
+from ..operators.texts import arguments, finished, given_by
 from ..operators.tiny import Looks, fails
 from ..operators.tracing import Program, Trace, Traced, Untraceable
 from .regions import region_of
@@ -275,7 +275,7 @@ class _TracedWalk(Walk):
                     raise Untraceable
                 metadata = self._metadata(node, indices, part) if group.metadata else {}
                 result = text.function(self.F, **arguments(text, {**known, **metadata}, node.attributes))
-                for i, g in zip(part, result if isinstance(result, tuple) else (result,), strict=True):
+                for i, g in given_by(op, part, result):
                     if i is not None:
                         meta: Any = node.metas[i]
                         if type(g) is not Traced:

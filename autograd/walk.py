@@ -24,10 +24,12 @@ from ..ndarray.dtype import is_float
 from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
+from ..operators.launch import watchers
 from ..operators.schema import Operator, Text, size_of, zero
-from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
+from ..operators.texts import GradientLaunch, arguments, finished, given_by, gradient_operation
 from ..operators.tiny import NOW, Looks
 from . import regions
+from .anomaly import tell
 from .regions import region_of
 from .rows import by_rows, wants
 from .tape import ASSIGN, VIEW, GraphError, Node, entry_of, refuse_freed
@@ -96,6 +98,8 @@ class Walk:
                 self._arrive(node, index, gradient)
         for node in reversed(self.nodes):
             arrived = self.cotangents.get(node)
+            if watchers:
+                tell(node)
             if arrived is not None and isinstance(node, Node) and any(a is not None for a in arrived):
                 indices = [i for i, e in enumerate(self.edges[node]) if e is not None and e[0].number in needed]
                 if indices:
@@ -105,6 +109,8 @@ class Walk:
             if not self.retain and isinstance(node, Node):
                 node.free(self.site)
             self.saved.pop(node, None)
+        if watchers:
+            tell(None)
 
     def _arrive(self, node: Any, index: int, gradient: Any, own: bool = False) -> None:
         if gradient is None:
@@ -261,7 +267,7 @@ class Walk:
         for text, part in (part for group in _groups(op, tuple(indices)) for part in group.parts):
             known = {**values, **self._metadata(node, indices, part)}
             result = text.function(numpy_face, **arguments(text, known, node.attributes))
-            for i, gradient in zip(part, result if isinstance(result, tuple) else (result,), strict=True):
+            for i, gradient in given_by(op, part, result):
                 if i is not None and gradient is not None:
                     meta: Any = node.metas[i]
                     self._deliver(node, i, finished(numpy_face, op, op.input_name(i), gradient, meta))
