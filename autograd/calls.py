@@ -20,6 +20,7 @@ from ..ndarray.line import Line, Scope, scope, within
 from ..ndarray.reading import describe
 from ..ndarray.sparse_arrays import BaseSparseNDArray
 from ..operators.faces import numpy_face
+from ..operators.tiny import PAGE
 from .backward import as_face
 from .scope import record
 from .segment import in_mode, pulled
@@ -195,7 +196,17 @@ def _renamed(x: Array) -> Array:
         copied: Array = x._ops.copy(x)
         if entry_of(copied) is not None:
             return copied
-    return _marked(within(Scope(None, False, True), x._ops.copy, x))
+    copy = _own(x)
+    return _marked(within(Scope(None, False, True), x._ops.copy, x) if copy is None else copy)
+
+
+def _own(x: Array) -> Array | None:
+    """A small young array's value as another array, which costs less than sharing it."""
+    raw = x._raw
+    if raw is None or raw.size >= PAGE:
+        return None
+    copied = raw.copy()
+    return type(x)._young(x._place, copied) if x._raw is raw else None
 
 
 def _marked(fresh: Array) -> Array:
@@ -213,6 +224,11 @@ def like_zeros(x: Array) -> Any:
     return as_face(type(x), numpy_face.zeros(shape=x._shape, dtype=x._dtype, ctx=x.context))
 
 
+def _constant(x: Array) -> Array:
+    copy = _own(x)
+    return x.detach() if copy is None else copy
+
+
 def off_the_tape(tree: Any) -> Any:
     leaves, form = flatten(tree)
-    return build(form, [x.detach() if isinstance(x, Array) and entry_of(x) is not None else x for x in leaves])
+    return build(form, [_constant(x) if isinstance(x, Array) and entry_of(x) else x for x in leaves])

@@ -20,6 +20,8 @@ from ..ndarray.line import Line, Scope, scope, within
 from ..ndarray.random import Draws, Seed, draws
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
+from ..operators.tiny import settled
+from .backward import as_face
 from .function import _held, _Name, _own
 from .segment import Segment
 from .tape import VIEW, Entry, GraphError, Node, Recorder, entry_of, number
@@ -169,6 +171,18 @@ def _restored(kept: tuple[Saved, Any]) -> Any:
     return face._from_saved(saved, None)
 
 
+def _put_off(leaves: list[Any], kept: Sequence[Any], other: Array) -> None:
+    """Let what uses the arguments wait for another array, or all the second calls of a chain would run ahead of the
+    gradients that they are for, and together hold as much as if everything had been kept.
+
+    Of arguments that were computed; of marked ones, which may be large, the smallest, if there are no others.
+    """
+    places = [i for i, k in enumerate(kept) if type(k) is tuple and k[0].entry is not None]
+    computed = [i for i in places if isinstance(kept[i][0].entry[0], Node)]
+    for i in computed or sorted(places, key=lambda i: int(leaves[i].size))[:1]:
+        leaves[i] = as_face(type(leaves[i]), numpy_face.copy_after(leaves[i], other))
+
+
 def _from(array: Array, start: int) -> bool:
     entry = entry_of(array)
     return entry is not None and not _below(entry[0], start)
@@ -219,7 +233,7 @@ class _CheckpointNode(FunctionNode):
                 )
         create = scope.get().recorder
         floor = number()
-        heads = self._again(second, create or Recorder())
+        heads = self._again(second, create or Recorder(), cotangents[0])
         walk = Segment(heads, True, create is not None, floor, True)
         walk.run(cotangents, walk.below)
         edges = cast("tuple[Entry, ...]", self.edges)  # none of them is None
@@ -230,11 +244,13 @@ class _CheckpointNode(FunctionNode):
         for node, i in edges:
             yield walk.cotangents.get(node, {i: ZERO})[i]
 
-    def _again(self, second: _Kept, recorder: Recorder) -> list[Any]:
+    def _again(self, second: _Kept, recorder: Recorder, cotangent: Array) -> list[Any]:
         """The heads of the second call."""
         state = [(x, x.detach().copy()) for r in second.changed if (x := r()) is not None]
         leaves = [_restored(x) if type(x) is tuple else x for x in second.leaves]
         mode = Scope(recorder, second.training, False)
+        if settled(cotangent) is None:
+            within(mode, _put_off, leaves, second.leaves, cotangent)
         try:
             result = _call(second.f, second.form, leaves, mode, Draws(iter(second.seeds), draws.get()))
         finally:

@@ -12,6 +12,7 @@ import vardag as vd
 from vardag import autograd, nd
 from vardag.autograd.tape import entry_of
 from vardag.engine import ArgumentError, ArgumentTypeError
+from vardag.ndarray.memory import reset_peak
 
 
 def marked(*values: Any, dtype: str = "float32") -> Any:
@@ -306,6 +307,31 @@ def test_nothing_of_the_way_is_kept() -> None:
     one = 400 * 400 * 4
     assert alive(f) > 30 * one
     assert alive(autograd.checkpoint(f)) <= 2 * one
+
+
+def test_the_peak_of_a_chain_is_that_of_a_few_blocks(engine_kind: Any) -> None:
+    """No second call runs ahead of the gradient that it is for."""
+
+    def block(x: Any) -> Any:
+        for _ in range(10):
+            x = nd.tanh(x) * nd.exp(x * 0.01)
+        return x
+
+    def peak(function: Any) -> int:
+        x = nd.ones((300, 300))
+        x.attach_grad()
+        x.wait_to_read()
+        gc.collect()
+        reset_peak()
+        before = nd.statistics().live_bytes
+        with autograd.record():
+            y = x
+            for _ in range(20):
+                y = function(y)
+        y.backward()
+        return int(nd.statistics().peak_bytes - before)
+
+    assert 2 * peak(autograd.checkpoint(block)) < peak(block)
 
 
 def test_a_function_without_a_gradient_records_nothing() -> None:
