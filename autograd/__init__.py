@@ -15,7 +15,7 @@ from .scope import (
     set_training,
     train_mode,
 )
-from .walk import GraphError
+from .tape import GraphError
 
 __all__ = [
     "Function",

@@ -11,9 +11,9 @@ it returns a node, and steps that the push commits.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -23,12 +23,16 @@ from ..engine import describe as describe_site
 from ..ndarray.array import Array
 from ..ndarray.buffer import Step
 from ..ndarray.line import DETACHED, Line
+from ..ndarray.reading import describe
 from ..ndarray.shape import Shape, Strides, c_strides
 from ..ndarray.sparse_arrays import RowSparseNDArray
-from ..operators.schema import Attributes, Meta, Operator, Text, registry
+from ..operators.schema import Attributes, Meta, Operator, registry
+from .structure import MOST, Form, Retention, Structure, find, key_of, learn, link, structure_of
 
 Entry = tuple["Node", int]
 _numbers = itertools.count()
+_new = object.__new__
+FRAMES = 3  # of quick.py and this file between a user's line and `here`, at least
 
 
 def number() -> int:
@@ -36,52 +40,19 @@ def number() -> int:
     return next(_numbers)
 
 
-class Retention(NamedTuple):
-    """What the texts of the connected inputs name, and so what a node keeps: (position, key) of inputs and outputs."""
-
-    names: frozenset[str]
-    inputs: tuple[tuple[int, Any], ...]
-    outputs: tuple[tuple[int, str], ...]
-
-
-@cache
-def _retention(op: Operator, connected: tuple[bool, ...]) -> Retention:
-    names: set[str] = set()
-    for i, is_connected in enumerate(connected):
-        text = op.gradient_of(i) if is_connected else None
-        if isinstance(text, Text):
-            names |= set(text.names)
-    inputs = [(i, key_of(op, i)) for i in range(len(connected)) if op.input_name(i) in names]
-    outputs = [(i, name) for i, name in enumerate((*op.outputs, *op.saves)) if name in names]
-    return Retention(frozenset(names), tuple(inputs), tuple(outputs))
-
-
-def key_of(op: Operator, index: int) -> Any:
-    """Under which key the input at this position is saved."""
-    return op.inputs[index] if index < len(op.inputs) else (op.variadic, index)
+class GraphError(ArgumentError):
+    """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
 
 
 class Node:
     """One recorded operator.
 
-    `edges`: the entry of each input, None where no gradient can flow.   `saved`: what its texts name, by name, until
-    freed: constants, copies of small values, a `Saved` for others.   `metas`: (shape, dtype) of each input.
-    `made`: those of the outputs, as the kernel gives them.   `freed`: the line of the backward that freed it, or None.
+    `form`: operator, attributes, shapes, dtypes.   `edges`: the entry of each input, None where no gradient can flow.
+    `saved`: what its texts name, by name, until freed: constants, values nobody writes, a `Saved` for others.
+    `freed`: the line of the backward that freed it, or None.   `structure`: see `structure_of`.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "attributes",
-        "edges",
-        "freed",
-        "made",
-        "metas",
-        "number",
-        "op",
-        "retention",
-        "saved",
-        "site",
-    )
+    __slots__ = ("__weakref__", "edges", "form", "freed", "number", "saved", "site", "structure")
 
     def __init__(
         self,
@@ -91,17 +62,38 @@ class Node:
         metas: tuple[Meta | None, ...],
         made: tuple[Meta | None, ...],
     ) -> None:
-        self.op, self.attributes, self.edges, self.metas, self.made = op, attributes, edges, metas, made
-        self.retention = _retention(op, tuple([edge is not None for edge in edges]))
+        self.form = Form(op, attributes, metas, made, tuple([edge is not None for edge in edges]))
+        self.edges = edges
         self.saved: dict[Any, Any] = {}
         self.number = next(_numbers)
         self.site = here()
         self.freed: Any = None
+        self.structure: Structure | None = None
+
+    @property
+    def op(self) -> Operator:
+        return self.form.op
+
+    @property
+    def attributes(self) -> Attributes:
+        return self.form.attributes
+
+    @property
+    def metas(self) -> tuple[Meta | None, ...]:
+        return self.form.metas
+
+    @property
+    def made(self) -> tuple[Meta | None, ...]:
+        return self.form.made
+
+    @property
+    def retention(self) -> Retention:
+        return self.form.retention
 
     @property
     def names(self) -> frozenset[str]:
         """What it keeps."""
-        return self.retention.names
+        return self.form.retention.names
 
     def key(self, index: int) -> Any:
         """Under which key the input at this position is saved."""
@@ -126,13 +118,14 @@ class Node:
 class Leaf:
     """The entry's node of a marked array.  `gradient`: its gradient array.   `request`: "write", "add" or "null"."""
 
-    __slots__ = ("__weakref__", "gradient", "number", "request")
+    __slots__ = ("__weakref__", "gradient", "number", "request", "structure")
     edges: tuple[()] = ()
     freed = None
 
     def __init__(self, gradient: Array | RowSparseNDArray | None, request: str) -> None:
         self.gradient, self.request = gradient, request
         self.number = number()
+        self.structure = Structure(0, None)
 
 
 VIEW = registry["strided"]
@@ -142,6 +135,8 @@ ASSIGN = registry["strided_assign"]
 def entry_of(array: Array) -> Any:
     """What the tape knows of the array's value; a view's is derived from that of its line, and cached."""
     line = array._line
+    if type(line) is Node:
+        return line, 0
     if line is None:
         if array._raw is not None:
             return None
@@ -160,6 +155,18 @@ def entry_of(array: Array) -> Any:
     derived = node, 0
     array._derived = entry, derived
     return derived
+
+
+def entries_of(heads: Sequence[Array]) -> list[Any]:
+    """What the tape knows of the heads of a backward.   Raises: GraphError if it does not know one."""
+    entries = [entry_of(h) for h in heads]
+    for head, entry in zip(heads, entries, strict=True):
+        if entry is None:
+            raise GraphError(
+                f"[backward] the head {describe(head)} was not recorded: compute it from a marked array "
+                f"(attach_grad) inside autograd.record()"
+            )
+    return entries
 
 
 def _geometry(view: Array, line: Line) -> Attributes:
@@ -182,15 +189,38 @@ def _positions(shape: Shape, strides: Strides, offset: int) -> Any:
     return position
 
 
+def _learn(
+    key: Any, op: Operator, edges: Sequence[Entry | None], shape: Shape, dtype: Any, numbers: Sequence[bool]
+) -> Structure:
+    """The structure of a ufunc's node."""
+    on = tuple([edge is not None and op.gradient_of(i) is not None for i, edge in enumerate(edges)])
+    metas = tuple([((), dtype) if is_number else (shape, dtype) for is_number in numbers])
+    form = Form(op, {}, metas, ((shape, dtype),), on) if any(on) else None
+    depth = 1 + max(structure_of(edge[0]).depth for edge in edges if edge is not None)
+    if depth < MOST:
+        return learn(key, depth, form)
+    word = op, shape, dtype, on, tuple(numbers)  # one for all that are too deep for a plan
+    return learn(key, MOST, form, find(word) or learn(word, MOST, form))
+
+
+def inplace_policy(inplace: str | None = None) -> str:
+    """What a recorded write to an array on the tape does, "allow" or "refuse"; by default, what VARDAG_INPLACE says."""
+    policy = os.environ.get("VARDAG_INPLACE", "allow") if inplace is None else inplace
+    if policy not in ("allow", "refuse"):
+        raise ArgumentError(f"[record] inplace {policy!r}: 'allow' or 'refuse' expected")
+    return policy
+
+
 class Recorder:
     """One outermost recording scope: what pushes record on.
 
-    `inplace`: "allow", or "refuse" for MXNet's rule that arrays on the tape are not written.
+    `inplace`: "allow", or "refuse" for MXNet's rule that arrays on the tape are not written; None: as the environment
+    variable VARDAG_INPLACE says when something is written.
     """
 
     __slots__ = ("inplace", "written_leaves")
 
-    def __init__(self, inplace: str = "allow") -> None:
+    def __init__(self, inplace: str | None = None) -> None:
         self.inplace = inplace
         #: lines of marked arrays written in this scope: leaves again when it ends
         self.written_leaves: list[Line] = []
@@ -233,7 +263,7 @@ class Recorder:
         if not connected:
             return None
         edges = tuple(found)
-        if previous is not None and all(a is b for a, b in zip(previous.edges, edges, strict=True)):
+        if previous is not None and previous.edges == edges:
             return previous
         return Node(op, attributes, edges, tuple(metas), made)
 
@@ -247,7 +277,7 @@ class Recorder:
             if line is DETACHED:
                 continue
             on_tape = line is not None and line.entry is not None
-            if self.inplace == "refuse" and (on_tape or tracked):
+            if (on_tape or tracked) and (self.inplace or inplace_policy()) == "refuse":
                 raise ArgumentError(
                     f"[{op.name}] Inplace operations (+=, -=, x[:]=, etc) are not supported when recording with "
                     "autograd."
@@ -301,6 +331,89 @@ class Recorder:
         dtype = target._dtype
         base = line.shape, dtype
         return Node(ASSIGN, _geometry(target, line), (line.entry, value), (base, target._meta), (base,))
+
+    # ---- called by small ufuncs (operators/quick.py), when they have run --------------------------------------------
+
+    def pair(self, op: Operator, x: Any, y: Any, a: Any, b: Any, raw: Any, dtype: Any) -> Node | None:
+        """The node of a ufunc of two arrays of one shape and dtype, or of one and a number; None if nothing is on the
+        tape.  `a`, `b`, `raw`: the values of the operands and of the result, all of less than a page.
+        """
+        first = second = structure = other = None
+        back = behind = 0
+        if isinstance(x, Array):
+            name = x._line
+            if name is not None or x._raw is None:
+                first = (name, 0) if type(name) is Node else entry_of(x)
+        else:
+            back = -1
+        if y is x:
+            second = first
+        elif isinstance(y, Array):
+            name = y._line
+            if name is not None or y._raw is None:
+                second = (name, 0) if type(name) is Node else entry_of(y)
+        else:
+            behind = -1
+        n = next(_numbers)  # after those of the views that `entry_of` records
+        if first is not None:
+            structure, back = link(n, first)
+            if second is not None:
+                other, behind = (structure, back) if second is first else link(n, second)
+        elif second is not None:
+            other, behind = link(n, second)
+        else:
+            return None
+        key = op, raw.shape, dtype, structure, back, other, behind
+        found = find(key)
+        if found is None:
+            found = _learn(key, op, (first, second), raw.shape, dtype, (back < 0, behind < 0))
+        form = found.form
+        if form is None:
+            return None
+        node: Node = _new(Node)
+        node.form, node.structure, node.number, node.freed = form, found, n, None
+        if form.all_connected:
+            node.edges = first, second
+        else:
+            on = form.connected
+            node.edges = first if on[0] else None, second if on[1] else None
+        node.saved = saved = {}
+        if found.first is not None:
+            saved[found.first] = a if back < 0 or x._raw is a else a.copy()
+        if found.second is not None:
+            saved[found.second] = (
+                saved[found.first] if y is x and found.first else b if behind < 0 or y._raw is b else b.copy()
+            )
+        if found.output is not None:
+            saved[found.output] = raw
+        node.site = here(FRAMES)
+        return node
+
+    def single(self, op: Operator, x: Array, a: Any, raw: Any) -> Node | None:
+        """As `pair`, of a ufunc of one array."""
+        name = x._line
+        entry = (name, 0) if type(name) is Node else entry_of(x)
+        if entry is None:
+            return None
+        n = next(_numbers)
+        structure, back = link(n, entry)
+        key = op, raw.shape, a.dtype, structure, back
+        found = find(key)
+        if found is None:
+            found = _learn(key, op, (entry,), raw.shape, a.dtype, (False,))
+        form = found.form
+        if form is None:
+            return None
+        node: Node = _new(Node)
+        node.form, node.structure, node.number, node.freed = form, found, n, None
+        node.edges = (entry,)
+        node.saved = saved = {}
+        if found.first is not None:
+            saved[found.first] = a if x._raw is a else a.copy()
+        if found.output is not None:
+            saved[found.output] = raw
+        node.site = here(FRAMES)
+        return node
 
     # ---- after the push --------------------------------------------------------------------------------------------
 

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
+from ..engine import here
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
 from ..ndarray.dtype import is_float
-from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
 from ..operators.schema import Operator, Text, size_of, zero
@@ -31,15 +30,11 @@ from ..operators.tiny import NOW, Looks
 from . import regions
 from .regions import region_of
 from .rows import by_rows, wants
-from .tape import ASSIGN, VIEW, Node, entry_of
+from .tape import ASSIGN, VIEW, GraphError, Node
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
 ZERO: Any = zero
 LARGE = 4096  # elements of an array from which its regions are worth a closer look
-
-
-class GraphError(ArgumentError):
-    """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
 
 
 class Walk:
@@ -54,20 +49,13 @@ class Walk:
     #: whether a marked array wants a row-sparse gradient, see rows.py
     rows = False
 
-    def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
+    def __init__(self, entries: Sequence[Any], retain: bool, create: bool) -> None:
         self.retain, self.create = retain, create
         self.site = here()
         self.cotangents: dict[Any, list[Any]] = {}
         #: (node, output) of cotangents that are the walk's own: it may write them, see regions.py
         self.own: set[tuple[Any, int]] = set()
         self.wanted: Callable[[Any], bool] = bool  # whose cotangents are results; set by `run`
-        entries = [entry_of(h) for h in heads]
-        for head, entry in zip(heads, entries, strict=True):
-            if entry is None:
-                raise GraphError(
-                    f"[backward] the head {describe(head)} was not recorded: compute it from a marked array "
-                    f"(attach_grad) inside autograd.record()"
-                )
         self.entries = entries
         self.edges: dict[Any, tuple[Any, ...]] = {}
         self.saved: dict[Any, dict[Any, Any]] = {}

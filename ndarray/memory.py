@@ -24,6 +24,7 @@ from weakref import ref
 from ..engine.atomic import attempt
 
 SMALL = 4096  # bytes
+PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype
 LONG = 128  # events that wait to be counted
 
 

@@ -25,12 +25,10 @@ from ..ndarray.buffer import Buffer, Saved, hold
 from ..ndarray.device import Place
 from ..ndarray.dtype import NARROW
 from ..ndarray.line import Line
-from ..ndarray.memory import SMALL
 from ..ndarray.shape import Shape
 from .fusion import FUSE
 from .schema import Attributes, Meta, Operator, size_of
 
-PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
 INLINE = 131_072.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
 COPIED = 32_768  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
