@@ -345,7 +345,7 @@ class _TracedWalk(Walk):
             raise Later
         if raw.dtype in NARROW or not raw.flags.c_contiguous:
             raise Untraceable
-        self.inputs.append((position, key, type(raw)))
+        self.inputs.append((position, key, type(value)))
         return self.trace.input(raw)
 
     def _in_regions(self, node: Node, texts: Sequence[int], g: Any) -> bool:

@@ -54,7 +54,7 @@ class Form:
     whether each input has an edge.
     """
 
-    __slots__ = ("_word", "all_connected", "attributes", "connected", "made", "metas", "op", "retention")
+    __slots__ = ("_token", "_word", "all_connected", "attributes", "connected", "made", "metas", "op", "retention")
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class Form:
         self.all_connected = all(connected)
         self.retention = _retention(op, connected)
         self._word: Any = ()
+        self._token: Any = None
 
     @property
     def word(self) -> Any:
@@ -78,6 +79,16 @@ class Form:
         if self._word == ():
             self._word = self._words()
         return self._word
+
+    @property
+    def token(self) -> Any:
+        """Something that stands for the word, and costs nothing to compare."""
+        if self._token is None:
+            word = self.word
+            if len(_tokens) >= REMEMBERED:
+                _tokens.clear()
+            self._token = word if word is None else _tokens.setdefault(word, object())
+        return self._token
 
     def _words(self) -> Any:
         words: list[Any] = [self.op, self.metas, self.made]
@@ -114,6 +125,7 @@ class Structure:
 #: that of what has none: too deep, or with nodes that are not known by a form
 UNKNOWN = Structure(MOST)
 _known: dict[Any, Structure] = {}
+_tokens: dict[Any, object] = {}
 find = _known.get
 
 
@@ -142,10 +154,10 @@ def structure_of(node: Any) -> Structure:
 
 def _structure(node: Any) -> Structure:
     depth = 1 + max((edge[0].structure.depth for edge in node.edges if edge is not None), default=0)
-    word = node.form.word
-    if word is None or depth >= MOST:
+    token = node.form.token
+    if token is None or depth >= MOST:
         return UNKNOWN
-    key: list[Any] = [word]
+    key: list[Any] = [token]
     for edge in node.edges:
         key += (None, 0) if edge is None else link(node.number, edge)
     found = tuple(key)

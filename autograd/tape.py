@@ -332,11 +332,35 @@ class Recorder:
         base = line.shape, dtype
         return Node(ASSIGN, _geometry(target, line), (line.entry, value), (base, target._meta), (base,))
 
-    # ---- called by small ufuncs (operators/quick.py), when they have run --------------------------------------------
+    # ---- called by what runs at once (operators/tiny.py, quick.py) ---------------------------------------------------
+
+    def again(
+        self, forms: dict[Any, Form], op: Operator, inputs: Sequence[Any], attributes: Attributes,
+        made: Sequence[Meta | None],
+    ) -> Node | None:  # fmt: skip
+        """As `node`, of a call that comes again.   `forms`: those of its nodes so far, by what was connected."""
+        edges = tuple([entry_of(x) if isinstance(x, Array) else None for x in inputs])
+        on = tuple([edge is not None for edge in edges])
+        form = forms.get(on)
+        if form is None:
+            if True not in on:
+                return None
+            metas = tuple([x._meta if isinstance(x, Array) else x if x is None else (x.shape, x.dtype) for x in inputs])
+            smooth = tuple([is_on and op.gradient_of(i) is not None for i, is_on in enumerate(on)])
+            forms[on] = form = Form(op, attributes, metas, tuple(made), smooth)
+        if not form.all_connected:
+            edges = tuple([edge if is_on else None for edge, is_on in zip(edges, form.connected, strict=True)])
+            if True not in form.connected:
+                return None
+        node: Node = _new(Node)
+        node.form, node.edges, node.structure, node.number, node.freed = form, edges, None, next(_numbers), None
+        node.saved = {}
+        node.site = here(FRAMES)
+        return node
 
     def pair(self, op: Operator, x: Any, y: Any, a: Any, b: Any, raw: Any, dtype: Any) -> Node | None:
         """The node of a ufunc of two arrays of one shape and dtype, or of one and a number; None if nothing is on the
-        tape.  `a`, `b`, `raw`: the values of the operands and of the result, all of less than a page.
+        tape.  `a`, `b`, `raw`: the values of the operands and of the result, of fewer elements than the tape copies.
         """
         first = second = structure = other = None
         back = behind = 0

@@ -2,7 +2,7 @@
 
 An array has a geometry (shape, strides, offset) over a chunk whose current buffer holds, or will hold, the bytes.  A
 *young* array is only a value yet, a raw array that nobody writes: it gets its chunk when somebody asks for that.  The
-tape keeps values of less than a page as they are, so the chunk of so small an array is made of a copy.
+tape keeps the values of small ones as they are, so the chunk of a small array is made of a copy.
 Shape and dtype are known at once; the bytes exist when the engine has run what was pushed.  Nothing here waits except
 what reading.py adds.  An array may be used, written and waited for by any thread.
 """
@@ -25,7 +25,7 @@ from .dtype import DType, as_dtype
 from .indexing import basic_index, is_whole, refusal
 from .interchange import Interchange
 from .line import DETACHED, READ_ONLY, Line, line_of, scope
-from .memory import PAGE, SMALL, follow
+from .memory import KEPT, SMALL, follow
 from .reading import describe
 from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, literal_shape
 
@@ -431,8 +431,13 @@ class Array(Interchange):
 
 
 def writable(raw: RawArray) -> RawArray:
-    """A young array's value as a chunk's memory: a copy of less than a page, for the tape may keep the value itself."""
-    return raw.copy() if raw.size < PAGE else raw
+    """A young array's value as a chunk's memory: a copy of a small one, for the tape may keep that itself."""
+    if raw.size >= KEPT:
+        return raw
+    copy = raw.copy()
+    if copy.nbytes >= SMALL:
+        follow(copy)
+    return copy
 
 
 def _rebuild(cls: type[A], raw: RawArray, device_type: str, device_id: int) -> A:

@@ -157,18 +157,22 @@ def pair(rule: Ufunc) -> Any:
             return general(x, y)
         if not place.engine.calm():
             return general(x, y)
-        node, large = None, raw.size >= min(PAGE, tiny.COPIED)
+        node, large = None, raw.size >= tiny.COPIED
         if recorder is not None and large:
-            operands = x if type(x) is cls else a, y if type(y) is cls else b
-            node = recorder.node(None, op, operands, {}, ((array._shape, dtype),), ())
-            if node is not None and raw.size >= tiny.COPIED and (node.retention.inputs or node.retention.outputs):
+            node = recorder.node(
+                None,
+                op,
+                (a if first[1] is None else x, b if second[1] is None else y),
+                {},
+                ((array._shape, dtype),),
+                (),
+            )
+            if node is not None and (node.retention.inputs or node.retention.outputs):
                 return general(x, y)
         made = elementwise(place, ufunc, dtype, stored, a, b)
         if made is None:
             return general(x, y)
-        if node is not None:
-            tiny.save(node, operands, (a, b), (made,))
-        elif recorder is not None and not large:
+        if recorder is not None and not large:
             node = recorder.pair(op, x, y, a, b, made, dtype)
         if not unchanged(first) or not unchanged(second) or place.engine.writing:
             return general(x, y)
@@ -255,17 +259,15 @@ def single(rule: Ufunc) -> Any:
             return general(x)
         if not place.engine.calm():
             return general(x)
-        node, large = None, size >= min(PAGE, tiny.COPIED)
+        node, large = None, size >= tiny.COPIED
         if recorder is not None and large:
             node = recorder.node(None, op, (x,), {}, ((x._shape, dtype),), ())
-            if node is not None and size >= tiny.COPIED and (node.retention.inputs or node.retention.outputs):
+            if node is not None and (node.retention.inputs or node.retention.outputs):
                 return general(x)
         made = elementwise(place, ufunc, dtype, stored, raw)
         if made is None:
             return general(x)
-        if node is not None:
-            tiny.save(node, (x,), (raw,), (made,))
-        elif recorder is not None and not large:
+        if recorder is not None and not large:
             node = recorder.single(op, x, raw, made)
         if not unchanged(seen) or place.engine.writing:
             return general(x)

@@ -145,6 +145,8 @@ class Ready(NamedTuple):
     zero_d: Shape
     #: outputs that are stored in another dtype than the kernel gives
     stored: frozenset[int]
+    #: see `Recorder.again`
+    forms: dict[Any, Any]
 
 
 def prepare(
@@ -163,7 +165,7 @@ def prepare(
         for i, meta in enumerate(made[: len(op.outputs)])
         if dtype is not None and meta is not None and meta[1] != dtype
     )
-    return Ready(op, attributes, made, dtype, zero_d, others)
+    return Ready(op, attributes, made, dtype, zero_d, others, {})
 
 
 def at_once(
@@ -183,7 +185,7 @@ def at_once(
         return None
     node = None
     if recorder is not None:
-        node = recorder.node(None, op, inputs, attributes, made, ())
+        node = recorder.again(call.forms, op, inputs, attributes, made)
         if node is not None and call.stored and any(i in call.stored for i, _ in node.retention.outputs):
             return None  # gradients use what is stored
 
@@ -204,7 +206,7 @@ def at_once(
             raw = place.engine.kernel_context.copy().run(raw.astype, call.dtype)
         new = cls._young(place, raw if raw.shape else raw.reshape(call.zero_d))
         if node is not None:
-            new._line = Line(new._shape, None, 0, (node, i))
+            new._line = Line(new._shape, None, 0, (node, i)) if i else node
             name = op.outputs[i]
             if name in node.names and name not in node.saved:
                 # Nobody else knows it yet: the hold needs no lock.
@@ -218,9 +220,8 @@ def at_once(
 
 
 def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any]) -> None:
-    """Copies of what the gradient texts name: of small values, that costs less than to protect them.
-
-    Of larger ones it saves nothing, but for saved outputs, which nobody else has.
+    """What the gradient texts name, of small values: the raw arrays of young arrays, copies of others, for that costs
+    less than to protect them.  Of larger ones it saves nothing, but for saved outputs, which nobody else has.
     """
     saved, outputs = node.saved, len(node.op.outputs)
     for i, key in node.retention.inputs:
@@ -228,11 +229,11 @@ def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequen
         if not isinstance(x, Array):
             saved[key] = x
         elif arrays[i].size < COPIED:
-            saved[key] = arrays[i].copy()
+            saved[key] = arrays[i] if x._raw is arrays[i] else arrays[i].copy()
     for i, name in node.retention.outputs:
         raw = filled[i]
         if raw is not None and (i >= outputs or raw.size < COPIED):
-            saved[name] = raw if i >= outputs else raw.copy()
+            saved[name] = raw
 
 
 def _hold(node: Any, inputs: Sequence[Any], looks: Looks, place: Place) -> bool:
