@@ -6,7 +6,7 @@ The walk (walk.py) pushes the gradient operations; here arguments are checked, r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -23,12 +23,13 @@ from ..ndarray.reading import describe
 from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.faces import numpy_face
 from . import plans, rows
-from .tape import GraphError, Leaf, Recorder, entries_of, entry_of
+from .recorder import Recorder
+from .tape import GraphError, Leaf, entries_of, entry_of
 from .walk import ZERO, Walk, reshaped
 
 
 def _arrays(what: str, value: Any) -> list[Array]:
-    arrays = [value] if isinstance(value, Array) else list(value)
+    arrays = [value] if isinstance(value, Array) or not isinstance(value, Iterable) else list(value)
     for a in arrays:
         if not isinstance(a, Array):
             raise ArgumentTypeError(f"[{what}] {a!r}: an array expected")
@@ -142,18 +143,12 @@ def _cotangents(way: plans.Way, head_grads: Any, create: bool = False) -> dict[A
         if found is not None:
             return way.cotangents(found)
     walk = Walk(way.entries, way.retain, create)
-    leaves = [node for node in walk.nodes if isinstance(node, Leaf)]
     if way.targets is None:
+        leaves = [node for node in walk.nodes if isinstance(node, Leaf)]
         if all(leaf.gradient is None for leaf in leaves):
             raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
         walk.rows = any(map(rows.wants, leaves))
-    given = way.given or _head_grads(way.heads, None)
-    found = None if create else way.learned(walk, given)
-    if found is not None:
-        return way.cotangents(found)
-    wanted = set(leaves if way.targets is None else way.targets)
-    walk.run(given, wanted.__contains__)
-    return {node: walk.cotangents[node] for node in walk.nodes if node in wanted and node in walk.cotangents}
+    return way.walked(walk, way.given or _head_grads(way.heads, None))
 
 
 def _stored(found: Sequence[plans.Found]) -> bool:

@@ -28,7 +28,7 @@ from ..ndarray.dtype import NARROW
 from ..ndarray.memory import PAGE
 from ..operators.fusion import FUSE
 from ..operators.schema import Meta, registry, size_of
-from ..operators.texts import arguments, finished
+from ..operators.texts import arguments, finished, given_by
 from ..operators.tiny import Looks, fails
 from ..operators.tracing import Program, Trace, Traced, Untraceable
 from .regions import region_of
@@ -105,14 +105,14 @@ class Way:
 
     def _word(self) -> Any:
         """Structures, heads and what is wanted; None if there is no plan."""
-        place, heads = self.place, self.heads if self.given is None else self.given
-        if place.device is not HOST or not place.engine.calm():
+        heads = self.heads if self.given is None else self.given
+        if not self._fits():
             return None
         words: list[Any] = [registry.edition]
         first = self.entries[0][0].number
         for head, entry in zip(heads, self.entries, strict=True):
             structure, back = link(first, entry)
-            if structure.depth >= DEEPEST or head._place is not place:
+            if structure.depth >= DEEPEST:
                 return None
             words += structure, back, head._meta
             if self.given is None and math.prod(head._shape) >= PAGE:
@@ -123,16 +123,35 @@ class Way:
                 words += link(first, (node, 0))
         return tuple(words)
 
+    def _fits(self) -> bool:
+        place, heads = self.place, self.heads if self.given is None else self.given
+        return place.device is HOST and place.engine.calm() and all(head._place is place for head in heads)
+
     def planned(self) -> list[Found] | None:
         """The results by the plan.  None, and nothing done, if there is none, or it does not fit the moment."""
         word = self._word()
         plan = None if word is None else _found.get(word)
-        return None if plan is None or (plan.work > MOST and not self.wait) else _run(plan, self)
+        return None if plan is None else self._run(plan)
 
-    def learned(self, walk: Walk, given: Sequence[Array]) -> list[Found] | None:
-        """The same, if the walk, which has not begun yet, makes a plan."""
-        word = self._word()
-        if word is None or word in _found or walk.rows or len(walk.nodes) > NODES:
+    def _run(self, plan: Plan) -> list[Found] | None:
+        return None if plan.work > MOST and not self.wait else _run(plan, self)
+
+    def walked(self, walk: Walk, given: Sequence[Array], part: bool = False) -> dict[Any, list[Any]]:
+        """What arrives at each output of the targets, in the order of recording, by a walk that has not begun yet.
+
+        `given`: the head gradients.   `part`: the walk visits a part of the graph.
+        """
+        found = None if walk.create else self._learned(walk, given, None if part else self._word(), part)
+        if found is not None:
+            return self.cotangents(found)
+        leaves = [node for node in walk.nodes if type(node) is Leaf]
+        wanted = set(leaves if self.targets is None else self.targets)
+        walk.run(given, wanted.__contains__)
+        return {node: walk.cotangents[node] for node in walk.nodes if node in wanted and node in walk.cotangents}
+
+    def _learned(self, walk: Walk, given: Sequence[Array], word: Any, part: bool) -> list[Found] | None:
+        """The results by the plan that the walk has, or makes."""
+        if (word is None and not (part and self._fits())) or word in _found or walk.rows or len(walk.nodes) > NODES:
             return None
         wanted = {node for node in walk.nodes if type(node) is Leaf} if self.targets is None else set(self.targets)
         key = _signature(walk, given, wanted)
@@ -146,8 +165,9 @@ class Way:
             _remember(_plans, key, plan, REMEMBERED)
         if not isinstance(plan, Plan):
             return None
-        _remember(_found, word, plan, KNOWN)
-        return self.planned()
+        if word is not None:
+            _remember(_found, word, plan, KNOWN)
+        return self._run(plan)
 
     def head(self, looks: Looks, i: int) -> Any:
         """A head gradient's value, None if it is not there or not in C order."""
@@ -381,7 +401,7 @@ class _TracedWalk(Walk):
                     raise Untraceable
                 metadata = self._metadata(node, indices, part) if group.metadata else {}
                 result = text.function(self.F, **arguments(text, {**known, **metadata}, node.attributes))
-                for i, g in zip(part, result if isinstance(result, tuple) else (result,), strict=True):
+                for i, g in given_by(op, part, result):
                     if i is not None:
                         meta: Any = node.metas[i]
                         if type(g) is not Traced:

@@ -1,7 +1,8 @@
 """Recording scopes: which contexts record, on which tape, in which mode.
 
 A scope is a value of a context variable, so it follows threads and asyncio tasks.  A task made inside ``record()``
-inherits the scope and keeps it after the block has ended, as it does every context variable.
+inherits the scope and keeps it after the block has ended, as it does every context variable.  ``async with`` does
+what ``with`` does: entering and leaving wait for nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 from ..engine import ArgumentError
 from ..ndarray.line import Scope, scope
-from .tape import Recorder, inplace_policy
+from .recorder import Recorder, inplace_policy
 
 
 class _Mode:
-    """A ``with`` block that runs in another scope.  Re-usable and re-entrant, by any thread or task."""
+    """A ``with`` (or ``async with``) block in another scope.  Re-usable and re-entrant, by any thread or task."""
 
     __slots__ = ("_recording", "_tokens", "_training", "inplace")
 
@@ -43,6 +44,12 @@ class _Mode:
         own = self._leave()
         if own is not None:
             _end(own)
+
+    async def __aenter__(self) -> _Mode:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__(*exc)
 
     def _leave(self) -> Recorder | None:
         """Back to the scope before: this context's, for other threads and tasks may be in the same block."""

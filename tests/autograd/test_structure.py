@@ -91,7 +91,7 @@ def gradients(program: Any, *leaves: Any) -> list[bytes]:
 def test_a_deep_graph_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structure, "_known", known := {})
     monkeypatch.setattr(structure, "find", known.get)
-    monkeypatch.setattr("vardag.autograd.tape.find", known.get)
+    monkeypatch.setattr("vardag.autograd.recorder.find", known.get)
 
     def deep(x: Any) -> Any:
         for _ in range(structure.MOST + 500):

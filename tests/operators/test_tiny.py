@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vardag import autograd, nd
-from vardag.autograd.tape import Recorder
+from vardag.autograd.recorder import Recorder
 from vardag.engine import ArgumentTypeError, Engine, Kind, Operation
 from vardag.engine.lifecycle import set_default
 from vardag.engine.testing import Gate
