@@ -196,29 +196,34 @@ class Recorder:
         """The node of a ufunc of two arrays of one shape and dtype, or of one and a number; None if nothing is on the
         tape.  `a`, `b`, `raw`: the values of the operands and of the result, of fewer elements than the tape copies.
         """
-        first = second = structure = other = None
-        back = behind = 0
+        # Called for every recorded x + y: what a call or two more cost is seen.
+        first = second = structure = other = kept = None
+        back = behind = -1  # of a number
         if isinstance(x, Array):
-            name = x._line
-            if name is not None or x._raw is None:
-                first = (name, 0) if type(name) is Node else entry_of(x)
-        else:
-            back = -1
+            back, name = 0, x._line
+            if type(name) is Node:
+                first = name, 0
+            elif name is not None or x._raw is None:
+                first = entry_of(x)
         if y is x:
-            second = first
+            second, behind = first, back
         elif isinstance(y, Array):
-            name = y._line
-            if name is not None or y._raw is None:
-                second = (name, 0) if type(name) is Node else entry_of(y)
-        else:
-            behind = -1
+            behind, name = 0, y._line
+            if type(name) is Node:
+                second = name, 0
+            elif name is not None or y._raw is None:
+                second = entry_of(y)
         n = number()  # after those of the views that `entry_of` records
         if first is not None:
-            structure, back = link(n, first)
+            below = first[0]
+            structure = below.structure or structure_of(below)
+            back = n - below.number << 8 | first[1] if structure.depth else first[1]
             if second is not None:
                 other, behind = (structure, back) if second is first else link(n, second)
         elif second is not None:
-            other, behind = link(n, second)
+            below = second[0]
+            other = below.structure or structure_of(below)
+            behind = n - below.number << 8 | second[1] if other.depth else second[1]
         else:
             return None
         key = op, raw.shape, dtype, structure, back, other, behind
@@ -236,14 +241,15 @@ class Recorder:
             on = form.connected
             node.edges = first if on[0] else None, second if on[1] else None
         node.saved = saved = {}
-        if found.first is not None:
-            saved[found.first] = a if back < 0 or x._raw is a else a.copy()
-        if found.second is not None:
-            saved[found.second] = (
-                saved[found.first] if y is x and found.first else b if behind < 0 or y._raw is b else b.copy()
-            )
-        if found.output is not None:
-            saved[found.output] = raw
+        if found.keeps:
+            if found.first is not None:
+                saved[found.first] = kept = a if back < 0 or x._raw is a else a.copy()
+                if y is x:
+                    b = kept
+            if found.second is not None:
+                saved[found.second] = b if b is kept or behind < 0 or y._raw is b else b.copy()
+            if found.output is not None:
+                saved[found.output] = raw
         node.site = here(FRAMES)
         return node
 
@@ -253,8 +259,9 @@ class Recorder:
         entry = (name, 0) if type(name) is Node else entry_of(x)
         if entry is None:
             return None
-        n = number()
-        structure, back = link(n, entry)
+        n, below = number(), entry[0]
+        structure = below.structure or structure_of(below)
+        back = n - below.number << 8 | entry[1] if structure.depth else entry[1]
         key = op, raw.shape, a.dtype, structure, back
         found = find(key)
         if found is None:

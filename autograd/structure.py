@@ -111,7 +111,7 @@ class Structure:
     `second` and `output` are the keys under which the inputs and the output are saved, None for what no text names.
     """
 
-    __slots__ = ("depth", "first", "form", "output", "second")
+    __slots__ = ("depth", "first", "form", "keeps", "output", "second")
 
     def __init__(self, depth: int, form: Form | None = None) -> None:
         self.depth, self.form = depth, form
@@ -120,6 +120,7 @@ class Structure:
             kept: dict[int, Any] = dict(form.retention.inputs)
             self.first, self.second = kept.get(0), kept.get(1)
             self.output = form.op.outputs[0] if form.retention.outputs else None
+        self.keeps = any((self.first, self.second, self.output))
 
 
 #: that of what has none: too deep, or with nodes that are not known by a form

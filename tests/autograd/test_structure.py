@@ -116,6 +116,25 @@ def test_structures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(structure._known) <= 10
 
 
+@pytest.mark.parametrize(
+    "name", ["x * x", "x / x", "x ** x", "x - x", "nd.arctan2(x, x)", "nd.maximum(x, x)", "nd.hypot(x, x)"]
+)
+def test_an_array_with_itself(name: str) -> None:
+    """The tape has a copy of its value for each way in which it is kept."""
+    with Engine(workers=1):
+        x = marked(1.5, 2)
+        with autograd.record():
+            y = eval(name, {"x": x, "nd": nd})
+        x.detach()[:] = 50
+        with autograd.pause():
+            expected = marked(1.5, 2)
+        y.backward()
+        with autograd.record():
+            other = eval(name, {"x": expected, "nd": nd})
+        other.backward()
+        assert x.grad.asnumpy().tobytes() == expected.grad.asnumpy().tobytes()
+
+
 @pytest.mark.parametrize("write", ["whole", "part", "in place", "by a view", "by a function"])
 def test_a_small_value_that_the_tape_keeps_is_not_written(write: str) -> None:
     with Engine(workers=1) as engine:
