@@ -17,10 +17,10 @@ from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
 from ..ndarray.dtype import BOOL, is_float
 from ..ndarray.line import Line, Scope, scope, within
+from ..ndarray.memory import PAGE
 from ..ndarray.reading import describe
 from ..ndarray.sparse_arrays import BaseSparseNDArray
 from ..operators.faces import numpy_face
-from ..operators.tiny import PAGE
 from .backward import as_face
 from .scope import record
 from .segment import in_mode, pulled

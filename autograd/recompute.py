@@ -22,9 +22,11 @@ from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
 from ..operators.tiny import settled
 from .backward import as_face
-from .function import _held, _Name, _own
+from .function import UserForm, _held, _own
+from .recorder import Recorder
 from .segment import Segment
-from .tape import VIEW, Entry, GraphError, Node, Recorder, entry_of, number
+from .structure import UNKNOWN
+from .tape import VIEW, Entry, GraphError, Node, entries_of, entry_of, number
 from .trees import Form, build, flatten
 from .walk import ZERO, FunctionNode
 
@@ -73,21 +75,25 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 class _Watch(Recorder):
     """The recorder of a first call: it notes what from outside the call reads and changes.
 
-    `start`: nodes below it are from outside.   `own`: the chunks of the arrays that the call was given.   `read`: weak
-    references to arrays on the tape from outside, with their versions.   `changed`: to those updated by the way.
+    `start`: nodes below it are from outside.   `own`: the chunks of the arrays that the call was given.   `read`: the
+    chunks of arrays on the tape from outside, or these arrays while they are young, with their versions and in words.
+    `changed`: weak references to arrays updated by the way.
     """
 
     __slots__ = ("changed", "name", "own", "read", "start")
 
-    def __init__(self, inplace: str, name: str) -> None:
+    def __init__(self, inplace: str | None, name: str) -> None:
         super().__init__(inplace)
         self.name, self.start = name, number()
         self.own: set[Any] = set()
-        self.read: dict[int, tuple[Any, int]] = {}
+        self.read: dict[Any, tuple[int, str]] = {}
         self.changed: dict[int, Any] = {}
 
     def outside(self, array: Array) -> bool:
         """Is it on the tape by what was recorded before the call?"""
+        name = array._line
+        if isinstance(name, Node):  # of a young array
+            return name.number < self.start
         line = array._tape_line
         entry = None if line is None else line.entry
         return entry is not None and entry[0].number < self.start and array._chunk not in self.own
@@ -99,14 +105,30 @@ class _Watch(Recorder):
                     f"[{op.name}] {describe(target)} is on the tape from outside of the checkpointed {self.name}, "
                     "which must not write it, for it is called again"
                 )
-        for x in inputs:
-            if isinstance(x, Array) and id(x) not in self.read and self.outside(x):
-                self.read[id(x)] = ref(x), x.version
+        self.note(inputs)
         for name in op.updates:
             x = inputs[op.inputs.index(name)]
             if isinstance(x, Array):
                 self.changed[id(x)] = ref(x)
         return super().node(previous, op, inputs, attributes, made, targets)
+
+    def note(self, inputs: Sequence[Any]) -> None:
+        """Note what is read: memory, for a view may be gone soon."""
+        for x in inputs:
+            if isinstance(x, Array) and self.outside(x):
+                self.read.setdefault(x if x._raw is not None else x._chunk, (x.version, describe(x)))
+
+    def again(self, forms: Any, op: Any, inputs: Any, attributes: Any, made: Any) -> Any:
+        self.note(inputs)
+        return super().again(forms, op, inputs, attributes, made)
+
+    def pair(self, op: Any, x: Any, y: Any, a: Any, b: Any, raw: Any, dtype: Any) -> Any:
+        self.note((x, y))
+        return super().pair(op, x, y, a, b, raw, dtype)
+
+    def single(self, op: Any, x: Any, a: Any, raw: Any) -> Any:
+        self.note((x,))
+        return super().single(op, x, a, raw)
 
 
 class _Kept(NamedTuple):
@@ -122,7 +144,7 @@ class _Kept(NamedTuple):
     training: bool
     seeds: list[Seed]
     inner: list[int]
-    read: list[tuple[Any, int]]
+    read: list[tuple[Any, int, str]]
     changed: list[Any]
 
 
@@ -148,7 +170,8 @@ def _first(f: Callable[..., Any], outer: Recorder, args: Any, kwargs: Any) -> An
         return result
     edges = _ends([outputs[i] for i in inner], watch.start)
     fresh = [_own(outputs[i]) for i in inner]
-    second = _Kept(f, form, kept, training, noted.taken, inner, list(watch.read.values()), list(watch.changed.values()))
+    read = [(ref(x), version, words) for x, (version, words) in watch.read.items()]
+    second = _Kept(f, form, kept, training, noted.taken, inner, read, list(watch.changed.values()))
     node = _CheckpointNode(second, name, edges, fresh)
     for i, y in enumerate(fresh):
         y._chunk.line = Line(y._shape, y._strides, y._offset, (node, i))
@@ -214,27 +237,24 @@ class _CheckpointNode(FunctionNode):
     __slots__ = ()
 
     def __init__(self, kept: _Kept, name: str, edges: tuple[Entry, ...], outputs: Sequence[Array]) -> None:
-        self.op: Any = _Name(f"checkpoint of {name}")
-        self.attributes, self.freed = {}, None
-        self.saved = {"kept": kept}
-        self.edges = edges
-        self.metas = tuple((node.made[i] if isinstance(node, Node) else None) for node, i in edges)
-        self.made = tuple(y._meta for y in outputs)
+        metas = [node.made[i] if isinstance(node, Node) else None for node, i in edges]
+        self.form: Any = UserForm(f"checkpoint of {name}", metas, [y._meta for y in outputs])
+        self.edges, self.saved, self.freed, self.structure = edges, {"kept": kept}, None, UNKNOWN
         self.number, self.site = number(), here()
 
     def gradients(self, cotangents: list[Any], kept: dict[Any, Any]) -> Iterator[Any]:
         second: _Kept = kept["kept"]
-        for array, version in second.read:
-            x = array()
+        for found, version, words in second.read:
+            x = found()
             if x is not None and x.version != version:
                 raise GraphError(
-                    f"[{self.op.name}] recorded at {self.recorded_at}: {describe(x)}, which it read, was written "
-                    "before backward; give it as an argument, whose value is kept"
+                    f"[{self.op.name}] recorded at {self.recorded_at}: {words}, which it read, was written before "
+                    "backward; give it as an argument, whose value is kept"
                 )
         create = scope.get().recorder
         floor = number()
         heads = self._again(second, create or Recorder(), cotangents[0])
-        walk = Segment(heads, True, create is not None, floor, True)
+        walk = Segment(entries_of(heads), True, create is not None, floor, True)
         walk.run(cotangents, walk.below)
         edges = cast("tuple[Entry, ...]", self.edges)  # none of them is None
         wanted = {(node.number, i) for node, i in edges}

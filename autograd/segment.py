@@ -13,7 +13,8 @@ from ..ndarray.array import Array
 from ..ndarray.line import Scope, scope, within
 from . import plans
 from .backward import _apart, _head_grads, _result
-from .tape import VIEW, Entry, Node, Recorder, entry_of, refuse_freed
+from .recorder import Recorder
+from .tape import VIEW, Entry, Node, entries_of, entry_of, refuse_freed
 from .walk import Walk
 
 
@@ -24,9 +25,9 @@ class Segment(Walk):
     them.   A view is no end: what it is a view of is.
     """
 
-    def __init__(self, heads: Sequence[Array], retain: bool, create: bool, floor: int, ends: bool = False) -> None:
+    def __init__(self, entries: Sequence[Entry], retain: bool, create: bool, floor: int, ends: bool = False) -> None:
         self.floor, self.ends = floor, ends
-        super().__init__(heads, retain, create)
+        super().__init__(entries, retain, create)
 
     def below(self, node: Any) -> bool:
         """Does the walk end at this node?"""
@@ -78,11 +79,12 @@ def pulled(
     def walked() -> list[Any]:
         if not found:
             return [_zeros(v) for v in variables]
-        nodes = {entry[0] for entry in entries}
-        walk = Segment([h for h, _ in found], retain, create, floor)
-        plans.follow(walk, _head_grads([h for h, _ in found], [c for _, c in found]), nodes.__contains__, False)
+        depending = [h for h, _ in found]
+        way = plans.Way(depending, entries_of(depending), list(dict.fromkeys(e[0] for e in entries)), retain, False)
+        way.given = given = _head_grads(depending, [c for _, c in found])
+        arrived = way.walked(Segment(way.entries, retain, create, floor), given, part=True)
         return _apart(
-            [_result(walk, v, e, i, "zeros") for i, (v, e) in enumerate(zip(variables, entries, strict=True))]
+            [_result(arrived, v, e, i, "zeros") for i, (v, e) in enumerate(zip(variables, entries, strict=True))]
         )
 
     return within(Scope(recorder, current.training, False), walked)

@@ -21,7 +21,6 @@ from ..engine import here
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
 from ..ndarray.dtype import is_float
-from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
 from ..operators.launch import watchers
@@ -32,7 +31,7 @@ from . import regions
 from .anomaly import tell
 from .regions import region_of
 from .rows import by_rows, wants
-from .tape import ASSIGN, VIEW, GraphError, Node, entry_of, refuse_freed
+from .tape import ASSIGN, VIEW, Node, refuse_freed
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
 ZERO: Any = zero
@@ -51,20 +50,13 @@ class Walk:
     #: whether a marked array wants a row-sparse gradient, see rows.py
     rows = False
 
-    def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
+    def __init__(self, entries: Sequence[Any], retain: bool, create: bool) -> None:
         self.retain, self.create = retain, create
         self.site = here()
         self.cotangents: dict[Any, list[Any]] = {}
         #: (node, output) of cotangents that are the walk's own: it may write them, see regions.py
         self.own: set[tuple[Any, int]] = set()
         self.wanted: Callable[[Any], bool] = bool  # whose cotangents are results; set by `run`
-        entries = [entry_of(h) for h in heads]
-        for head, entry in zip(heads, entries, strict=True):
-            if entry is None:
-                raise GraphError(
-                    f"[backward] the head {describe(head)} was not recorded: compute it from a marked array "
-                    f"(attach_grad) inside autograd.record()"
-                )
         self.entries = entries
         self.edges: dict[Any, tuple[Any, ...]] = {}
         self.saved: dict[Any, dict[Any, Any]] = {}

@@ -348,11 +348,13 @@ def test_a_function_without_a_gradient_records_nothing() -> None:
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_array_from_outside_that_was_written_is_an_error() -> None:
+@pytest.mark.parametrize("use", [lambda w: w, lambda w: w[:], lambda w: w[::-1], lambda w: w * 1])
+@pytest.mark.parametrize("write", [lambda w: w.__iadd__(1), lambda w: w[1:].__imul__(2)])
+def test_an_array_from_outside_that_was_written_is_an_error(use: Any, write: Any) -> None:
     x, w = marked(1, 2), marked(3, 4)
     with autograd.record():
-        y = autograd.checkpoint(lambda x: x * w)(x)
-    w += 1
+        y = autograd.checkpoint(lambda x: x * use(w))(x)
+    write(w)
     with pytest.raises(autograd.GraphError, match=r"test_recompute\.py:\d+: float32\(2,\), which it read, was written"):
         y.backward()
 
