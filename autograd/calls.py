@@ -24,6 +24,7 @@ from ..operators.faces import numpy_face
 from .backward import as_face
 from .scope import record
 from .segment import in_mode, pulled
+from .structure import UNKNOWN
 from .tape import Entry, Leaf, entry_of, number
 from .trees import Form, build, flatten, leaves_like, words
 
@@ -210,8 +211,13 @@ def _own(x: Array) -> Array | None:
 
 
 def _marked(fresh: Array) -> Array:
-    """Begin the line of an array that nobody else knows, as a leaf without a gradient array."""
-    line = Line(fresh._shape, fresh._strides, fresh._offset, (Leaf(None, "write"), 0))
+    """Begin the line of an array that nobody else knows, as a leaf without a gradient array.
+
+    It is another one each time, so its graphs have no structure to be known by.
+    """
+    leaf = Leaf(None, "write")
+    leaf.structure = UNKNOWN
+    line = Line(fresh._shape, fresh._strides, fresh._offset, (leaf, 0))
     if fresh._raw is not None:
         fresh._line = line
     else:
