@@ -9,7 +9,7 @@ same arguments, mode and random numbers, and walks the segment that this records
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, cast
 from weakref import ref
 
@@ -207,15 +207,16 @@ def _put_off(leaves: list[Any], kept: Sequence[Any], other: Array) -> None:
 
 
 def _from(array: Array, start: int) -> bool:
+    """Is it from this call?  A view is what it is a view of."""
     entry = entry_of(array)
-    return entry is not None and not _below(entry[0], start)
+    while entry is not None and isinstance(entry[0], Node) and entry[0].op is VIEW and entry[0].number < start:
+        entry = entry[0].edges[0]
+    return entry is not None and entry[0].number >= start
 
 
 def _below(node: Any, start: int) -> bool:
-    """Is it from before?  A view is what it is a view of: see `Segment`."""
-    while isinstance(node, Node) and node.op is VIEW and node.number < start:
-        node = node.edges[0][0]  # type: ignore[index]
-    return bool(node.number < start)
+    """Is it an end of the segment?  No view is: see `Segment`."""
+    return bool(node.number < start and getattr(node, "op", None) is not VIEW)
 
 
 def _ends(heads: Sequence[Array], start: int) -> tuple[Entry, ...]:
@@ -225,7 +226,7 @@ def _ends(heads: Sequence[Array], start: int) -> tuple[Entry, ...]:
     found: dict[tuple[int, int], Entry] = {}
     while todo:
         node, index = todo.pop()
-        if node.number < start and getattr(node, "op", None) is not VIEW:
+        if _below(node, start):
             found[node.number, index] = node, index
         elif node not in seen:
             seen.add(node)
@@ -255,7 +256,7 @@ class _CheckpointNode(FunctionNode):
         floor = number()
         heads = self._again(second, create or Recorder(), cotangents[0])
         walk = Segment(entries_of(heads), True, create is not None, floor, True)
-        walk.run(cotangents, walk.below)
+        walk.run(cotangents, partial(_below, start=floor))
         edges = cast("tuple[Entry, ...]", self.edges)  # none of them is None
         wanted = {(node.number, i) for node, i in edges}
         for node, arrived in walk.cotangents.items():
