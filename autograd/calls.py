@@ -20,8 +20,6 @@ from ..ndarray.line import Line, Scope, scope, within
 from ..ndarray.memory import PAGE
 from ..ndarray.reading import describe
 from ..ndarray.sparse_arrays import BaseSparseNDArray
-from ..operators.faces import numpy_face
-from .backward import as_face
 from .scope import record
 from .segment import in_mode, pulled
 from .structure import UNKNOWN
@@ -226,8 +224,10 @@ def _marked(fresh: Array) -> Array:
 
 
 def like_zeros(x: Array) -> Any:
-    """Zeros, of the same face."""
-    return as_face(type(x), numpy_face.zeros(shape=x._shape, dtype=x._dtype, ctx=x.context))
+    """Zeros, of the same face and place."""
+    if x.size < PAGE:
+        return type(x)._young(x._place, np.zeros(x._shape, x._dtype))
+    return within(Scope(None, False, True), x._ops.zeros_like, x)
 
 
 def _constant(x: Array) -> Array:

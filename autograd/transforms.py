@@ -222,7 +222,7 @@ def _units(like: Array) -> list[Array]:
 def _stacked(parts: Sequence[Array], axis: int, shape: Any, variable: Array) -> Any:
     whole = (*shape, *variable._shape)
     if not math.prod(whole):
-        return as_face(type(variable), numpy_face.zeros(shape=whole, dtype=variable._dtype, ctx=variable.context))
+        return type(variable)._young(variable._place, np.zeros(whole, variable._dtype))
     return as_face(type(variable), numpy_face.reshape(numpy_face.stack(*parts, axis=axis), shape=whole))
 
 
