@@ -84,8 +84,8 @@ class detect_anomaly:
             watchers.remove(finder)
         if error is None or isinstance(error, AnomalyError):
             found = finder.first()
-            if found is not None and error is None:
-                raise found
+            if found is not None and (error is None or str(found) != str(error)):
+                raise found  # a wait may have come upon a later one
 
     def _leave(self) -> tuple[Finder, Engine]:
         """Back to what was before in this context: other threads and tasks may be in the same block."""
