@@ -49,6 +49,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     Sync: where `f` does.   Raises: what `f` raises; ArgumentError at the call for a write to an array on the tape that
     is not its own; GraphError at backward if an array from outside was written, or `f` has done something else.
     Gradient: that of `f`, of any order; those of a higher order keep everything.
+    Source: T. Chen and others, "Training Deep Nets with Sublinear Memory Cost" (2016).
 
     >>> from vardag import nd, autograd
     >>> @autograd.checkpoint

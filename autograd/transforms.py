@@ -1,4 +1,7 @@
-"""Transforms of functions: value_and_grad, vjp, jvp, jacobian, hessian, hvp, over trees of arrays; see calls.py."""
+"""Transforms of functions: value_and_grad, vjp, jvp, jacobian, hessian, hvp, over trees of arrays; see calls.py.
+
+Their names and forms are those of JAX, where that has them.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,7 @@ def jvp(
     gradient by its cotangent, so it costs two backward passes, and exists wherever second derivatives do.
 
     Sync: never blocks.   Raises: ArgumentError, ArgumentTypeError at the call.
+    Source: J. Townsend, "A new trick for calculating Jacobian vector products" (2017).
 
     >>> from vardag import nd, autograd
     >>> value, tangent = autograd.jvp(lambda x: x * x, [nd.array([2., 3.])], [nd.array([1., 10.])])
