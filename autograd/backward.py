@@ -6,7 +6,7 @@ The walk (walk.py) pushes the gradient operations; here arguments are checked, r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -29,7 +29,10 @@ from .walk import ZERO, Walk, reshaped
 
 
 def _arrays(what: str, value: Any) -> list[Array]:
-    arrays = [value] if isinstance(value, Array) or not isinstance(value, Iterable) else list(value)
+    try:
+        arrays = [value] if isinstance(value, Array) else list(value)
+    except TypeError:
+        arrays = [value]
     for a in arrays:
         if not isinstance(a, Array):
             raise ArgumentTypeError(f"[{what}] {a!r}: an array expected")

@@ -9,7 +9,7 @@ same arguments, mode and random numbers, and walks the segment that this records
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, cast
 from weakref import ref
 
@@ -20,6 +20,8 @@ from ..ndarray.line import Line, Scope, scope, within
 from ..ndarray.random import Draws, Seed, draws
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
+from ..operators.tiny import settled
+from .backward import as_face
 from .function import UserForm, _held, _own
 from .recorder import Recorder
 from .segment import Segment
@@ -47,6 +49,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     Sync: where `f` does.   Raises: what `f` raises; ArgumentError at the call for a write to an array on the tape that
     is not its own; GraphError at backward if an array from outside was written, or `f` has done something else.
     Gradient: that of `f`, of any order; those of a higher order keep everything.
+    Source: T. Chen and others, "Training Deep Nets with Sublinear Memory Cost" (2016).
 
     >>> from vardag import nd, autograd
     >>> @autograd.checkpoint
@@ -73,8 +76,9 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 class _Watch(Recorder):
     """The recorder of a first call: it notes what from outside the call reads and changes.
 
-    `start`: nodes below it are from outside.   `own`: the chunks of the arrays that the call was given.   `read`: weak
-    references to arrays on the tape from outside, with their versions.   `changed`: to those updated by the way.
+    `start`: nodes below it are from outside.   `own`: the chunks of the arrays that the call was given.   `read`: the
+    chunks of arrays on the tape from outside, or these arrays while they are young, with their versions and in words.
+    `changed`: weak references to arrays updated by the way.
     """
 
     __slots__ = ("changed", "name", "own", "read", "start")
@@ -83,7 +87,7 @@ class _Watch(Recorder):
         super().__init__(inplace)
         self.name, self.start = name, number()
         self.own: set[Any] = set()
-        self.read: dict[int, tuple[Any, int]] = {}
+        self.read: dict[Any, tuple[int, str]] = {}
         self.changed: dict[int, Any] = {}
 
     def outside(self, array: Array) -> bool:
@@ -110,10 +114,10 @@ class _Watch(Recorder):
         return super().node(previous, op, inputs, attributes, made, targets)
 
     def note(self, inputs: Sequence[Any]) -> None:
-        """Note what is read."""
+        """Note what is read: memory, for a view may be gone soon."""
         for x in inputs:
-            if isinstance(x, Array) and id(x) not in self.read and self.outside(x):
-                self.read[id(x)] = ref(x), x.version
+            if isinstance(x, Array) and self.outside(x):
+                self.read.setdefault(x if x._raw is not None else x._chunk, (x.version, describe(x)))
 
     def again(self, forms: Any, op: Any, inputs: Any, attributes: Any, made: Any) -> Any:
         self.note(inputs)
@@ -141,7 +145,7 @@ class _Kept(NamedTuple):
     training: bool
     seeds: list[Seed]
     inner: list[int]
-    read: list[tuple[Any, int]]
+    read: list[tuple[Any, int, str]]
     changed: list[Any]
 
 
@@ -167,7 +171,8 @@ def _first(f: Callable[..., Any], outer: Recorder, args: Any, kwargs: Any) -> An
         return result
     edges = _ends([outputs[i] for i in inner], watch.start)
     fresh = [_own(outputs[i]) for i in inner]
-    second = _Kept(f, form, kept, training, noted.taken, inner, list(watch.read.values()), list(watch.changed.values()))
+    read = [(ref(x), version, words) for x, (version, words) in watch.read.items()]
+    second = _Kept(f, form, kept, training, noted.taken, inner, read, list(watch.changed.values()))
     node = _CheckpointNode(second, name, edges, fresh)
     for i, y in enumerate(fresh):
         y._chunk.line = Line(y._shape, y._strides, y._offset, (node, i))
@@ -190,16 +195,29 @@ def _restored(kept: tuple[Saved, Any]) -> Any:
     return face._from_saved(saved, None)
 
 
+def _put_off(leaves: list[Any], kept: Sequence[Any], other: Array) -> None:
+    """Let what uses the arguments wait for another array, or all the second calls of a chain would run ahead of the
+    gradients that they are for, and together hold as much as if everything had been kept.
+
+    Of arguments that were computed; of marked ones, which may be large, the smallest, if there are no others.
+    """
+    places = [i for i, k in enumerate(kept) if type(k) is tuple and k[0].entry is not None]
+    computed = [i for i in places if isinstance(kept[i][0].entry[0], Node)]
+    for i in computed or sorted(places, key=lambda i: int(leaves[i].size))[:1]:
+        leaves[i] = as_face(type(leaves[i]), numpy_face.copy_after(leaves[i], other))
+
+
 def _from(array: Array, start: int) -> bool:
+    """Is it from this call?  A view is what it is a view of."""
     entry = entry_of(array)
-    return entry is not None and not _below(entry[0], start)
+    while entry is not None and isinstance(entry[0], Node) and entry[0].op is VIEW and entry[0].number < start:
+        entry = entry[0].edges[0]
+    return entry is not None and entry[0].number >= start
 
 
 def _below(node: Any, start: int) -> bool:
-    """Is it from before?  A view is what it is a view of: see `Segment`."""
-    while isinstance(node, Node) and node.op is VIEW and node.number < start:
-        node = node.edges[0][0]  # type: ignore[index]
-    return bool(node.number < start)
+    """Is it an end of the segment?  No view is: see `Segment`."""
+    return bool(node.number < start and getattr(node, "op", None) is not VIEW)
 
 
 def _ends(heads: Sequence[Array], start: int) -> tuple[Entry, ...]:
@@ -209,7 +227,7 @@ def _ends(heads: Sequence[Array], start: int) -> tuple[Entry, ...]:
     found: dict[tuple[int, int], Entry] = {}
     while todo:
         node, index = todo.pop()
-        if node.number < start and getattr(node, "op", None) is not VIEW:
+        if _below(node, start):
             found[node.number, index] = node, index
         elif node not in seen:
             seen.add(node)
@@ -228,18 +246,18 @@ class _CheckpointNode(FunctionNode):
 
     def gradients(self, cotangents: list[Any], kept: dict[Any, Any]) -> Iterator[Any]:
         second: _Kept = kept["kept"]
-        for array, version in second.read:
-            x = array()
+        for found, version, words in second.read:
+            x = found()
             if x is not None and x.version != version:
                 raise GraphError(
-                    f"[{self.op.name}] recorded at {self.recorded_at}: {describe(x)}, which it read, was written "
-                    "before backward; give it as an argument, whose value is kept"
+                    f"[{self.op.name}] recorded at {self.recorded_at}: {words}, which it read, was written before "
+                    "backward; give it as an argument, whose value is kept"
                 )
         create = scope.get().recorder
         floor = number()
-        heads = self._again(second, create or Recorder())
+        heads = self._again(second, create or Recorder(), cotangents[0])
         walk = Segment(entries_of(heads), True, create is not None, floor, True)
-        walk.run(cotangents, walk.below)
+        walk.run(cotangents, partial(_below, start=floor))
         edges = cast("tuple[Entry, ...]", self.edges)  # none of them is None
         wanted = {(node.number, i) for node, i in edges}
         for node, arrived in walk.cotangents.items():
@@ -248,11 +266,13 @@ class _CheckpointNode(FunctionNode):
         for node, i in edges:
             yield walk.cotangents.get(node, {i: ZERO})[i]
 
-    def _again(self, second: _Kept, recorder: Recorder) -> list[Any]:
+    def _again(self, second: _Kept, recorder: Recorder, cotangent: Array) -> list[Any]:
         """The heads of the second call."""
         state = [(x, x.detach().copy()) for r in second.changed if (x := r()) is not None]
         leaves = [_restored(x) if type(x) is tuple else x for x in second.leaves]
         mode = Scope(recorder, second.training, False)
+        if settled(cotangent) is None:
+            within(mode, _put_off, leaves, second.leaves, cotangent)
         try:
             result = _call(second.f, second.form, leaves, mode, Draws(iter(second.seeds), draws.get()))
         finally:
