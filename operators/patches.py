@@ -84,7 +84,13 @@ def _added(data: Any, output_size: Any, kernel: Any, stride: Any = (), dilate: A
     size = shape[2:]
     positions = positions_of(size, kernel, stride, dilate, pad)
     columns = data.reshape(*shape[:2], *kernel, *positions)
-    padded = np.zeros((*shape[:2], *(n + 2 * p for n, p in zip(size, pad, strict=True))), data.dtype)
+    whole = tuple(n + 2 * p for n, p in zip(size, pad, strict=True))
+    if shape[0] > positions[-1]:  # the loops inside NumPy are longer with the samples last
+        columns = np.ascontiguousarray(np.moveaxis(columns, 0, -1))
+        padded = np.moveaxis(np.zeros((shape[1], *whole, shape[0]), data.dtype), -1, 0)
+        columns = np.moveaxis(columns, -1, 0)
+    else:
+        padded = np.zeros((*shape[:2], *whole), data.dtype)
     for index, offset in _offsets(kernel, dilate):
         padded[window(offset, stride, positions)] += columns[(slice(None), slice(None), *index)]
     return padded[interior(pad, size)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .schema import Attributes, Inferred, Metas, Sample, operator, zero
 
 NORMALIZED = Rule(rename={"data": "x"}, dtype=attribute_dtype(), ignore=("use_length",))
 DATA = {"data": "x"}
+SHORT = 32  # elements along the last axis, up to which it is done in columns
 
 
 def _softmax(metas: Metas, attributes: Attributes) -> Inferred:
@@ -44,16 +46,37 @@ def _softmax_reference(
     return special.softmax(x / temperature, axis)
 
 
-def _shifted(xp: Any, x: Any, axis: int, temperature: float, out: Any) -> tuple[list[Any], Any]:
-    """C calls for out = (x - its largest) / temperature, and memory of the shape of a sum along the axis."""
+def _steps(xp: Any, x: Any, axis: int, temperature: float, out: Any, log: bool = False) -> list[Any]:
+    """C calls for the softmax of x along an axis, or its logarithm.
+
+    Along a short last axis NumPy's loops would begin anew at every row: then it is done in columns, of which there are
+    at least two, for the sum of a single one has another order than that of several.
+    """
     if not x.size:
-        return [], None
+        return []
+    classes = x.shape[axis]
+    columns = classes <= SHORT and math.prod(x.shape[axis % x.ndim + 1 :]) == 1
+    if columns:
+        rows = x.size // classes
+        made, after = seen_as(xp, out, (rows, classes))
+        work = xp.empty((classes, max(rows, 2)), xp.result_type(x, out))
+        steps: list[Any] = [(setitem, work, ..., x.reshape(rows, classes).T)]
+        x, axis, out = work, 0, work
+    else:
+        steps, work = [], out
     part = xp.empty((*x.shape[:axis], 1, *x.shape[axis + 1 :]), out.dtype)
     extreme = xp.maximum if temperature > 0 else xp.minimum
-    steps = [(extreme.reduce, x, axis, None, part, True), (xp.subtract, x, part, out)]
+    steps += (extreme.reduce, x, axis, None, part, True), (xp.subtract, x, part, out)
     if temperature != 1:
         steps.append((xp.divide, out, temperature, out))
-    return steps, part
+    powers = xp.empty_like(out) if log else out
+    steps += (xp.exp, out, powers), (xp.add.reduce, powers, axis, None, part, True)
+    if log:
+        steps.append((xp.log, part, part))
+    last = xp.subtract if log else xp.divide
+    if columns:
+        return [*steps, (last, work[:, :rows], part[:, :rows], made.T), *after]
+    return [*steps, (last, out, part, out)]
 
 
 def _length_variant(inputs: Sequence[Any], attributes: Attributes, training: bool) -> Any:
@@ -98,10 +121,7 @@ def softmax(
     x: any shape with axes, floating point.   length: the shape of x without the axis, integers; with use_length=True
     only so many elements count, and the others give 0.   dtype: of the result, default that of x.
     """
-    steps, part = _shifted(xp, x, axis, temperature or 1.0, out)
-    if x.size:
-        steps += (xp.exp, out, out), (xp.add.reduce, out, axis, None, part, True), (xp.divide, out, part, out)
-    return steps
+    return _steps(xp, x, axis, temperature or 1.0, out)
 
 
 def _softmax_gradient(F: Any, g: Any, out: Any, axis: int, temperature: float) -> Any:
@@ -165,12 +185,7 @@ def log_softmax(
 
     x: any shape with axes, floating point.
     """
-    steps, part = _shifted(xp, x, axis, temperature or 1.0, out)
-    if x.size:
-        powers = xp.empty_like(out)
-        steps += (xp.exp, out, powers), (xp.add.reduce, powers, axis, None, part, True)
-        steps += (xp.log, part, part), (xp.subtract, out, part, out)
-    return steps
+    return _steps(xp, x, axis, temperature or 1.0, out, log=True)
 
 
 def _log_softmax_gradient(F: Any, g: Any, out: Any, axis: int, temperature: float) -> Any:
@@ -328,10 +343,7 @@ def softmax_output(
     """
     shape = _instances(data.shape, multi_output, preserve_shape)
     data, (out, after) = data.reshape(shape), seen_as(xp, out, shape)
-    steps, part = _shifted(xp, data, 1, 1.0, out)
-    if data.size:
-        steps += (xp.exp, out, out), (xp.add.reduce, out, 1, None, part, True), (xp.divide, out, part, out)
-    return steps + after
+    return _steps(xp, data, 1, 1.0, out) + after
 
 
 def _softmax_output_gradient(
