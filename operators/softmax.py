@@ -338,8 +338,9 @@ def softmax_output(
     label: a class number for each softmax (one that is no class has no target), or probabilities of the shape of data.
     The gradient ignores the head's unless out_grad is set, and is multiplied by grad_scale.  With class numbers it is 0
     where use_ignore is set and the label is ignore_label; smooth_alpha of the target goes to the other classes in equal
-    parts; and it is divided by n (normalization "batch") or by the number of labels other than ignore_label ("valid"),
-    and, unless "valid", by the number of positions (multi_output).   Source: MXNet SoftmaxOutput.
+    parts (not with multi_output, as in MXNet); and it is divided by n (normalization "batch") or by the number of
+    labels other than ignore_label ("valid"), and, unless "valid", by the number of positions (multi_output).
+    Source: MXNet SoftmaxOutput.
     """
     shape = _instances(data.shape, multi_output, preserve_shape)
     data, (out, after) = data.reshape(shape), seen_as(xp, out, shape)
@@ -356,7 +357,7 @@ def _softmax_output_gradient(
     n, classes, m = _instances(data_shape, multi_output, preserve_shape)
     label = F.reshape(label, shape=(n, 1, m))
     target = F.cast(indicator(F, label, classes), dtype=out.dtype)
-    if smooth_alpha:
+    if smooth_alpha and not multi_output:
         rest = smooth_alpha / max(classes - 1, 1)
         target = target * (1 - smooth_alpha - rest) + rest
     gradient = F.reshape(out, shape=(n, classes, m)) - target
