@@ -187,11 +187,12 @@ def call(nd: Any, autograd: Any, array: Any, question: dict[str, Any]) -> dict[s
         arrays[i].attach_grad()
     named = {n: x for (n, _), x in zip(question["operands"], arrays) if n is not None}  # noqa: B905
     listed = [x for (n, _), x in zip(question["operands"], arrays) if n is None]  # noqa: B905
-    with autograd.record():
+    untrained = "projection_size" in question["attributes"]  # MXNet's gradient of that needs a GPU
+    with autograd.pause() if untrained else autograd.record():
         made = getattr(nd, question["name"])(*listed, **named, **question["attributes"])
         made = list(made) if isinstance(made, list | tuple) else [made]
     found = {f"o{i}": y.asnumpy() for i, y in enumerate(made)}
-    if places:
+    if places and not untrained:
         floats = [y for y in made if y.dtype == np.float32]
         try:
             autograd.backward(floats, [array(heads(y.shape, i)) for i, y in enumerate(floats)])

@@ -460,13 +460,15 @@ def _(d: Draw, name: str) -> Call:
     steps, n, inputs, hidden = d.shape(4, most=3)
     layers, both = d.size(1, 2), d.flag()
     directions, gates = 1 + both, {"lstm": 4, "gru": 3}.get(mode, 1)
-    size = sum(
-        directions * gates * hidden * ((directions * hidden if k else inputs) + hidden + 2) for k in range(layers)
-    )
-    state = d.floats(layers * directions, n, hidden)
     how = {"mode": mode, "state_size": hidden, "num_layers": layers, "bidirectional": both, "state_outputs": True}
-    more = [d.floats(*state.shape)] if mode == "lstm" else []
-    return [d.floats(steps, n, inputs), d.floats(size), state, *more], how
+    length = hidden
+    if mode == "lstm" and d.number > 3:
+        how["projection_size"] = length = d.size(1, 3)
+    rows = gates * hidden
+    size = sum(directions * rows * ((directions * length if k else inputs) + length + 2) for k in range(layers))
+    size += directions * layers * length * hidden * ("projection_size" in how)
+    more = [d.floats(layers * directions, n, hidden)] if mode == "lstm" else []
+    return [d.floats(steps, n, inputs), d.floats(size), d.floats(layers * directions, n, length), *more], how
 
 
 @family("CTCLoss")
