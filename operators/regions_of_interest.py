@@ -246,7 +246,8 @@ def _largest(data: Any, images: Any, along: Any) -> Any:
             k, i, j = np.nonzero((levels[0] == a)[:, :, None] & (levels[1] == b)[:, None, :])
             if len(k):
                 rows = [(images[k] * wide.shape[1] + y) * wide.shape[2] for y in (top[k, i], bottom[k, i] - (1 << a))]
-                flat, best = wide.reshape(-1, wide.shape[3]), None
+                flat = wide.reshape(-1, wide.shape[3])
+                best: Any = None
                 for row, x in itertools.product(rows, (left[k, j], right[k, j] - (1 << b))):
                     values = flat.take(row + x, axis=0)
                     best = values if best is None else np.maximum(best, values, out=best)

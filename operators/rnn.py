@@ -243,7 +243,7 @@ def RNN(
     state_outputs : bool
         Give the last states (and cells) too.
 
-    Returns (steps, n, directions * length of a state), or a list of that, the last states, and for "lstm" the last cells.
+    Returns (steps, n, directions * length of state), or a list of that, the last states, and for "lstm" the last cells.
     Sync: never blocks.   Raises: ArgumentError, ArgumentTypeError at the call, for bounds of the cell and sequence
     lengths too.   Gradient: of any order.   Source: MXNet RNN.
 

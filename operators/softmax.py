@@ -55,7 +55,7 @@ def _steps(xp: Any, x: Any, axis: int, temperature: float, out: Any, log: bool =
     if not x.size:
         return []
     classes = x.shape[axis]
-    columns = classes <= SHORT and math.prod(x.shape[axis % x.ndim + 1 :]) == 1
+    columns = classes <= SHORT and math.prod(x.shape[axis + 1 :]) == 1
     if columns:
         rows = x.size // classes
         made, after = seen_as(xp, out, (rows, classes))
