@@ -58,7 +58,7 @@ def test_pooled_regions_bin_by_bin(dtype: str) -> None:
         y.backward()
         np.testing.assert_array_equal(y.asnumpy(), _slow_pooling(data, rois, size, 0.5))
         counted = np.zeros_like(data)
-        for k, (image, *box) in enumerate(rois):
+        for image, *box in rois:
             x1, y1, x2, y2 = (np.floor(abs(v * 0.5) + 0.5) * np.sign(v) for v in box)
             tall, wide = (max(b - a + 1, 1) / s for a, b, s in ((y1, y2, size[0]), (x1, x2, size[1])))
             for i, j in np.ndindex(*size):
