@@ -121,6 +121,10 @@ def _signed(dtype: DType) -> DType:
     return loop_dtypes(np.sign, (dtype,))[-1]
 
 
+def _angle(dtype: DType) -> DType:
+    return loop_dtypes(np.degrees, (dtype,))[-1]
+
+
 # ---- one argument ---------------------------------------------------------------------------------------------------
 # fmt: off
 
@@ -147,8 +151,6 @@ unary("tanh",      np.tanh,       lambda F, g, out: g * (1 - out * out))
 unary("arcsinh",   np.arcsinh,    lambda F, g, x: g / F.sqrt(x * x + 1))
 unary("arccosh",   np.arccosh,    lambda F, g, x: g / F.sqrt(x * x - 1), domain=(1.5, 4))
 unary("arctanh",   np.arctanh,    lambda F, g, x: g / (1 - x * x), domain=(-0.8, 0.8))
-unary("degrees",   np.degrees,    lambda F, g: g * 57.29577951308232, cost=1)
-unary("radians",   np.radians,    lambda F, g: g * 0.017453292519943295, cost=1)
 unary("sigmoid",   special.expit, lambda F, g, out: g * out * (1 - out), doc="1 / (1 + exp(-x)) of each element.")
 unary("erf",       special.erf,   lambda F, g, x: g * F.exp(-x * x) * 1.1283791670955126)
 unary("erfinv",    special.erfinv, lambda F, g, out: g * F.exp(out * out) * 0.8862269254527580, domain=(-0.8, 0.8))
@@ -168,6 +170,10 @@ composed("rsqrt", lambda x, out: ((np.sqrt, x, out), (np.divide, 1, out, out)), 
          domain=(0.5, 4), reference=lambda x: 1 / np.sqrt(x), doc="1 / sqrt(x) of each element.")
 composed("rcbrt", lambda x, out: ((np.cbrt, x, out), (np.divide, 1, out, out)), lambda F, g, x, out: g * out / (x * -3),
          domain=(0.5, 4), reference=lambda x: 1 / np.cbrt(x), doc="1 / cbrt(x) of each element.")
+composed("degrees", lambda x, out: ((np.multiply, x, np.degrees(out.dtype.type(1)), out),), lambda F, g: g * 57.29577951308232,
+         cost=1, dtype=_angle, reference=np.degrees, doc="degrees of each element.\n\nx: any shape.  NumPy: degrees.")
+composed("radians", lambda x, out: ((np.multiply, x, np.radians(out.dtype.type(1)), out),), lambda F, g: g * 0.017453292519943295,
+         cost=1, dtype=_angle, reference=np.radians, doc="radians of each element.\n\nx: any shape.  NumPy: radians.")
 composed("relu", lambda x, out: (call_into(np.maximum, x, x.dtype.type(0), out=out),), lambda F, g, out: F.where(F.greater(out, 0), g, 0),
          cost=1, dtype=_same, domain=(0.1, 2), reference=lambda x: np.maximum(x, 0),
          doc="max(x, 0) of each element; the gradient at 0 is 0.")

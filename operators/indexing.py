@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..ndarray.dtype import FLOAT32, as_dtype
 from ..ndarray.shape import Shape, as_shape, c_strides
 from .faces import Rule, attribute_dtype, composed, nd_face
 from .infer import normal_axis
+from .products import seen_as
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, size_of, zero
 
 DATA = {"data": "x", "a": "x"}
@@ -314,6 +316,8 @@ def _one_hot(metas: Metas, attributes: Attributes) -> Inferred:
     "one_hot",
     infer=_one_hot,
     widen=False,
+    atomic=True,
+    cost=4,
     indices=("indices",),
     samples=[Sample(np.array([[0, 2], [-1, 5]]), depth=3), Sample(np.array([1.7]), depth=2, on_value=5, off_value=-1)],
     reference=lambda indices, depth, on_value=1, off_value=0: np.where(
@@ -323,17 +327,18 @@ def _one_hot(metas: Metas, attributes: Attributes) -> Inferred:
 )
 def one_hot(
     xp: Any, indices: Any, *, depth: int, on_value: float = 1.0, off_value: float = 0.0, dtype: Any = None, out: Any
-) -> None:
+) -> Any:
     """on_value where the index is, off_value elsewhere, along a new last axis; an index out of range has no place.
 
     Shapes: (i...) -> (i..., depth); float32 by default.
     """
     on, off = (np.asarray(value).astype(out.dtype) for value in (on_value, off_value))
+    flat, after = seen_as(xp, out, (out.size,))
     places = whole(indices).reshape(-1)
-    rows = xp.flatnonzero((places >= 0) & (places < depth))
-    flat = xp.full(out.size, off, out.dtype)
-    flat[rows * depth + places[rows]] = on
-    out[...] = flat.reshape(out.shape)
+    where = xp.arange(places.size) * depth + places
+    inside = (places >= 0) & (places < depth)
+    where = where if inside.all() else where[inside]
+    return [(flat.fill, off), (setitem, flat, where, on), *after]
 
 
 one_hot.grad(indices=zero)

@@ -81,13 +81,18 @@ def questions() -> list[dict[str, Any]]:
     return found + random_questions()
 
 
-def random_questions() -> list[dict[str, Any]]:
-    """Of random shapes and attributes: mxnet_shapes.py."""
+def shapes() -> Any:
+    """mxnet_shapes.py."""
     spec: Any = importlib.util.spec_from_file_location("mxnet_shapes", Path(__file__).with_name("mxnet_shapes.py"))
-    shapes = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shapes)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_questions() -> list[dict[str, Any]]:
+    """Of random shapes and attributes."""
     found = []
-    for name, number, operands, attributes in shapes.calls():
+    for name, number, operands, attributes in shapes().calls():
         marked = [i for i, x in enumerate(operands) if x.dtype == np.float32]
         found.append(
             {"key": f"{name}/random{number}", "name": name, "operands": [(None, x) for x in operands],
@@ -121,14 +126,19 @@ def answers() -> dict[str, dict[str, Any]]:
 
 
 def timed_questions() -> list[dict[str, Any]]:
-    """One question for each operator, with operands of a middle size: its sample's, repeated along the first axis."""
+    """Questions for each operator, with operands of a middle size: that of `mxnet_shapes.middle`, and its first sample,
+    or what is like it, repeated along the first axis."""
     from vardag import nd
 
-    found: dict[int, dict[str, Any]] = {}
+    found: list[dict[str, Any]] = []
+    for name, operands, attributes in shapes().middle():
+        values = [(None, x.tolist(), str(x.dtype), False) for x in operands]
+        found.append({"name": name, "attributes": attributes, "operands": values, "times": 1})
+    seen = {id(getattr(nd, asked["name"])) for asked in found}
     for question in questions():
         function = getattr(nd, question["name"])
         operands = question["operands"]
-        if id(function) in found or not operands or not operands[0][1].ndim or not operands[0][1].size:
+        if id(function) in seen or not operands or not operands[0][1].ndim or not operands[0][1].size:
             continue
         first = operands[0][1]
         asked = {
@@ -141,8 +151,9 @@ def timed_questions() -> list[dict[str, Any]]:
             timed(nd, lambda x: nd.array(x, dtype=x.dtype), asked, 1)
         except Exception:
             continue  # its other operands, or attributes, fit the sample's shape only
-        found[id(function)] = asked
-    return list(found.values())
+        found.append(asked)
+        seen.add(id(function))
+    return found
 
 
 def timed(nd: Any, array: Any, question: dict[str, Any], rounds: int = 15) -> float:

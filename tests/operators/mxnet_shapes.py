@@ -73,6 +73,51 @@ def calls() -> Iterator[tuple[str, int, list[Any], dict[str, Any]]]:
             yield (name, number, *function(Draw(name, number), name))
 
 
+def middle() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
+    """(name, operands, attributes) of a middle size, where a sample repeated along its first axis is no usual call."""
+    d = Draw("middle", 0)
+    square = d.floats(16, 64, 64) + 8 * np.eye(64, dtype=np.float32)
+    yield "dot", [d.floats(256, 512), d.floats(512, 256)], {}
+    yield "batch_dot", [d.floats(32, 64, 64), d.floats(32, 64, 64)], {}
+    yield "linalg_gemm", [d.floats(32, 64, 64), d.floats(32, 64, 64), d.floats(32, 64, 64)], {}
+    yield "linalg_trsm", [np.tril(square), d.floats(16, 64, 64)], {}
+    yield "linalg_potrf", [square @ square.transpose(0, 2, 1)], {}
+    yield "linalg_inverse", [square], {}
+    yield "FullyConnected", [d.floats(128, 1024), d.floats(256, 1024), d.floats(256)], {"num_hidden": 256}
+    how = {"kernel": (3, 3), "pad": (1, 1), "num_filter": 32}
+    yield "Convolution", [d.floats(8, 16, 32, 32), d.floats(32, 16, 3, 3), d.floats(32)], how
+    yield "Deconvolution", [d.floats(8, 16, 32, 32), d.floats(16, 32, 3, 3)], {**how, "no_bias": True}
+    yield "Pooling", [d.floats(8, 16, 32, 32)], {"kernel": (2, 2), "stride": (2, 2), "pool_type": "max"}
+    yield "im2col", [d.floats(8, 16, 32, 32)], {"kernel": (3, 3), "pad": (1, 1)}
+    yield "UpSampling", [d.floats(8, 16, 32, 32)], {"scale": 2, "sample_type": "nearest", "num_args": 1}
+    yield "LRN", [d.floats(8, 16, 32, 32)], {"nsize": 5}
+    yield "BilinearSampler", [d.floats(8, 16, 32, 32), d.floats(8, 2, 32, 32)], {}
+    rois = np.sort(d.rng.uniform(0, 32, (128, 2, 2)), 1).reshape(128, 4).astype(np.float32)
+    rois = np.concatenate((d.whole(2, 128, 1).astype(np.float32), rois), 1)
+    yield "ROIPooling", [d.floats(2, 64, 32, 32), rois], {"pooled_size": (7, 7), "spatial_scale": 1.0}
+    how = {"kernel_size": 1, "max_displacement": 4, "pad_size": 4}
+    yield "Correlation", [d.floats(4, 32, 32, 32), d.floats(4, 32, 32, 32)], how
+    yield "CTCLoss", [d.floats(100, 32, 40), d.whole(40, 32, 20, low=1).astype(np.float32)], {}
+    how = {"mode": "lstm", "state_size": 128, "num_layers": 1}
+    states = [d.floats(1, 32, 128), d.floats(1, 32, 128)]
+    yield "RNN", [d.floats(32, 32, 128), d.floats(4 * 128 * (128 + 128 + 2), low=-0.1, high=0.1), *states], how
+    yield "SequenceMask", [d.floats(64, 32, 64), d.whole(65, 32).astype(np.float32)], {"use_sequence_length": True}
+    yield "SequenceReverse", [d.floats(64, 32, 64), d.whole(65, 32, low=1).astype(np.float32)], {"use_sequence_length": True}
+    yield "topk", [d.floats(128, 1024)], {"k": 10, "ret_typ": "value"}
+    yield "sort", [d.floats(128, 1024)], {}
+    yield "take", [d.floats(1024, 128), d.whole(1024, 1024)], {}
+    yield "Embedding", [d.whole(10000, 1024), d.floats(10000, 128)], {"input_dim": 10000, "output_dim": 128}
+    yield "one_hot", [d.whole(128, 1024)], {"depth": 128}
+    yield "batch_take", [d.floats(1024, 128), d.whole(128, 1024)], {}
+    yield "scatter_nd", [d.floats(1024, 128), d.rng.permutation(2048)[None, :1024].astype(np.int32)], {"shape": (2048, 128)}
+    for name in ("softmax", "log_softmax", "softmin", "SoftmaxActivation"):
+        yield name, [d.floats(128, 1000)], {}
+    yield "SoftmaxOutput", [d.floats(128, 1000), d.whole(1000, 128).astype(np.float32)], {}
+    yield "add_n", [d.floats(256, 512) for _ in range(4)], {}
+    yield "broadcast_add", [d.floats(256, 512), d.floats(1, 512)], {}
+    yield "khatri_rao", [d.floats(32, 256), d.floats(16, 256)], {}
+
+
 # ---- broadcasting, reductions, order ---------------------------------------------------------------------------------
 
 
