@@ -1,6 +1,6 @@
 """Factorizations, inverses and determinants of stacks of square matrices, and their triangles and diagonals.
 
-All of LAPACK by NumPy, which goes through a stack without Python.  Each gradient is made of the same operators.
+All of LAPACK by NumPy and SciPy, which go through a stack without Python.  Each gradient is made of the same operators.
 """
 
 from __future__ import annotations
@@ -9,11 +9,23 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 from .faces import Rule, composed, nd_face
 from .infer import floating, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
+def _stacks() -> bool:
+    """Whether this SciPy solves stacks of triangles."""
+    try:
+        linalg.solve_triangular(np.ones((2, 1, 1)), np.ones((2, 1, 1)))
+    except ValueError:
+        return False
+    return True
+
+
+STACKS = _stacks()
+LARGE = 24  # matrices of a stack from which SciPy is quicker than NumPy's solution of general systems
 RULE = Rule(rename={"A": "x", "B": "y"}, method=False)
 
 #: well-conditioned matrices: symmetric, positive definite
@@ -286,6 +298,12 @@ def _solution(x: Any, y: Any, lower: bool = True, transpose: bool = False) -> An
 )  # fmt: skip
 def solve_triangle(xp: Any, x: Any, y: Any, *, lower: bool = True, transpose: bool = False, out: Any) -> None:
     """z with t z = y, or t^T z = y, t being a triangle of x: (..., n, n), (..., n, m) -> (..., n, m)."""
+    if not y.size:
+        return
+    if x.ndim == 2 or (STACKS and x.shape[-1] >= LARGE):  # it looks at the triangle alone
+        x, y = xp.ascontiguousarray(x), xp.ascontiguousarray(y)
+        out[...] = linalg.solve_triangular(x, y, trans=int(transpose), lower=lower, check_finite=False)
+        return
     x = xp.tril(x) if lower else xp.triu(x)
     out[...] = xp.linalg.solve(x.swapaxes(-1, -2) if transpose else x, y)
 

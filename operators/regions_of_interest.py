@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..engine.parallel import parallel
-from ..ndarray.dtype import FLOAT32, INT64
+from ..ndarray.dtype import INT64
 from .composite import derived
 from .faces import Rule
 from .infer import floating, uniform
 from .interpolation import as_cells, from_cells, weighing
 from .products import cuts
 from .schema import Attributes, Inferred, Meta, Metas, Sample, constant, operator, zero
+from .sorting import ranks
 from .texts import raw
 
 BLOCK = 1 << 18  # elements that are looked at together
@@ -207,15 +208,11 @@ def _bins_along(first: Any, last: Any, bins: int, length: int) -> tuple[Any, Any
 def _keys(data: Any) -> Any:
     """Whole numbers in the order of the elements, earlier cells before later ones of the same value: (n, h, w, c).
 
-    The lower half is `LAST` - the cell.  The upper half is the bits of a float32, for other dtypes the element's rank.
+    The lower half is `LAST` - the cell.  The upper half is the element's rank.
     """
     n, c, h, w = data.shape
-    if data.dtype == FLOAT32:
-        order = (data + data.dtype.type(0)).view(np.int32)  # no -0
-        order ^= (order >> 31) & 0x7FFFFFFF
-        if np.isnan(data.max()):  # they are the largest, whatever their bits
-            order[np.isnan(data)] = 0x7FFFFFFF
-    else:
+    order = ranks(data)
+    if order is None:
         order = np.unique(data, return_inverse=True)[1].reshape(data.shape)
     keys = np.empty((n, h, w, c), np.int64)
     keys[...] = order.transpose(0, 2, 3, 1)

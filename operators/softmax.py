@@ -16,6 +16,7 @@ from .infer import floating, normal_axis, uniform
 from .nn import known, spelling
 from .products import seen_as
 from .schema import Attributes, Inferred, Metas, Sample, operator, zero
+from .windows import empty
 
 NORMALIZED = Rule(rename={"data": "x"}, dtype=attribute_dtype(), ignore=("use_length",))
 DATA = {"data": "x"}
@@ -59,7 +60,7 @@ def _steps(xp: Any, x: Any, axis: int, temperature: float, out: Any, log: bool =
     if columns:
         rows = x.size // classes
         made, after = seen_as(xp, out, (rows, classes))
-        work = xp.empty((classes, max(rows, 2)), xp.result_type(x, out))
+        work = empty(xp, (classes, max(rows, 2)), xp.result_type(x, out))
         steps: list[Any] = [(setitem, work, ..., x.reshape(rows, classes).T)]
         x, axis, out = work, 0, work
     else:
@@ -69,7 +70,7 @@ def _steps(xp: Any, x: Any, axis: int, temperature: float, out: Any, log: bool =
     steps += (extreme.reduce, x, axis, None, part, True), (xp.subtract, x, part, out)
     if temperature != 1:
         steps.append((xp.divide, out, temperature, out))
-    powers = xp.empty_like(out) if log else out
+    powers = empty(xp, out.shape, out.dtype) if log else out
     steps += (xp.exp, out, powers), (xp.add.reduce, powers, axis, None, part, True)
     if log:
         steps.append((xp.log, part, part))

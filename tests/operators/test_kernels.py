@@ -99,3 +99,25 @@ def test_positions_beyond_32_bits() -> None:
     where = np.array([0, 5, (1 << 33) + 3, 3 * (1 << 33) - 1])
     found = nd.unravel_index(nd.array(where, dtype="int64"), shape=shape).asnumpy()
     np.testing.assert_array_equal(found, np.unravel_index(where, shape))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "int8", "uint8", "int64"])
+def test_orders_are_stable(dtype: str) -> None:
+    """Both ways, with ties, with what is no number, with zeros of both signs; of all elements and of the first few."""
+    rng = np.random.default_rng(5)
+    for shape, axis in (((40,), 0), ((3, 30), 1), ((30, 3), 0), ((2, 9, 4), 1)):
+        x = rng.integers(0, 5, shape).astype(dtype)
+        if x.dtype.kind == "f":
+            x = np.where(rng.random(shape) < 0.4, -x, x)  # -0 too
+            x[rng.random(shape) < 0.1] = np.nan
+            x[rng.random(shape) < 0.1] = -np.nan
+            x[rng.random(shape) < 0.1] = -np.inf
+        a = nd.array(x, dtype=dtype)
+        up = np.argsort(x, axis, kind="stable")
+        down = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
+        np.testing.assert_array_equal(nd.argsort(a, axis=axis, dtype="int64").asnumpy(), up)
+        np.testing.assert_array_equal(nd.argsort(a, axis=axis, is_ascend=False, dtype="int64").asnumpy(), down)
+        for k in (1, 2, 4, x.shape[axis]):
+            first = (slice(None),) * axis + (slice(k),)
+            np.testing.assert_array_equal(nd.topk(a, axis=axis, k=k, dtype="int64").asnumpy(), down[first])
+            np.testing.assert_array_equal(nd.topk(a, axis=axis, k=k, is_ascend=True, dtype="int64").asnumpy(), up[first])
