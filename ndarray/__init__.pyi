@@ -91,7 +91,7 @@ def InstanceNorm(data: Any, gamma: Any, beta: Any, eps: Any = 0.001, *, out: Any
 def L2Normalization(data: Any, eps: float = 1e-10, mode: str = 'instance') -> Any:
     """data over its 2-norm: of each example ("instance"), along axis 1 ("channel") or over the axes from 2 ("spatial")."""
 
-def LRN(data: Any, alpha: float = 0.0001, beta: float = 0.75, knorm: float = 2.0, nsize: int = 5) -> Any:
+def LRN(data: Any, alpha: Any = 0.0001, beta: Any = 0.75, knorm: Any = 2.0, nsize: Any = 5, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Local response normalization across channels: data / (knorm + alpha / nsize * sum of squares) ** beta."""
 
 def LayerNorm(data: Any, gamma: Any, beta: Any, axis: Any = -1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:

@@ -15,6 +15,7 @@ from .faces import Rule, composed, nd_face
 from .infer import floating, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
+
 def _stacks() -> bool:
     """Whether this SciPy solves stacks of triangles."""
     try:

@@ -216,24 +216,6 @@ def fill_element_0index(lhs: Any, mhs: Any, rhs: Any) -> Any:
 
 
 @composed(method=False)
-def LRN(data: Any, alpha: float = 1e-4, beta: float = 0.75, knorm: float = 2.0, nsize: int = 5) -> Any:
-    """Local response normalization across channels: data / (knorm + alpha / nsize * sum of squares) ** beta.
-
-    The sum is over `nsize`, an odd number of, channels around each.  data: (n, channels, ...).   MXNet: LRN.
-    """
-    if data.ndim < 2 or nsize < 1 or nsize % 2 == 0:
-        raise ArgumentError(f"[LRN] nsize {nsize}: data (n, channels, ...) and an odd number expected")
-    squares, channels = data * data, data.shape[1]
-    total = squares
-    for step in range(1, min(nsize // 2 + 1, channels)):
-        zeros = nd_face.zeros_like(nd_face.slice_axis(squares, axis=1, begin=0, end=step))
-        after = nd_face.slice_axis(squares, axis=1, begin=step, end=channels)
-        before = nd_face.slice_axis(squares, axis=1, begin=0, end=channels - step)
-        total = total + nd_face.concat(after, zeros, dim=1) + nd_face.concat(zeros, before, dim=1)
-    return data * (knorm + (alpha / nsize) * total) ** -beta
-
-
-@composed(method=False)
 def UpSampling(
     *data: Any, scale: int, sample_type: str, num_filter: int = 0, multi_input_mode: str = "concat", num_args: int = 1,
     workspace: int = 512,

@@ -102,14 +102,22 @@ def middle() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     states = [d.floats(1, 32, 128), d.floats(1, 32, 128)]
     yield "RNN", [d.floats(32, 32, 128), d.floats(4 * 128 * (128 + 128 + 2), low=-0.1, high=0.1), *states], how
     yield "SequenceMask", [d.floats(64, 32, 64), d.whole(65, 32).astype(np.float32)], {"use_sequence_length": True}
-    yield "SequenceReverse", [d.floats(64, 32, 64), d.whole(65, 32, low=1).astype(np.float32)], {"use_sequence_length": True}
+    yield (
+        "SequenceReverse",
+        [d.floats(64, 32, 64), d.whole(65, 32, low=1).astype(np.float32)],
+        {"use_sequence_length": True},
+    )
     yield "topk", [d.floats(128, 1024)], {"k": 10, "ret_typ": "value"}
     yield "sort", [d.floats(128, 1024)], {}
     yield "take", [d.floats(1024, 128), d.whole(1024, 1024)], {}
     yield "Embedding", [d.whole(10000, 1024), d.floats(10000, 128)], {"input_dim": 10000, "output_dim": 128}
     yield "one_hot", [d.whole(128, 1024)], {"depth": 128}
     yield "batch_take", [d.floats(1024, 128), d.whole(128, 1024)], {}
-    yield "scatter_nd", [d.floats(1024, 128), d.rng.permutation(2048)[None, :1024].astype(np.int32)], {"shape": (2048, 128)}
+    yield (
+        "scatter_nd",
+        [d.floats(1024, 128), d.rng.permutation(2048)[None, :1024].astype(np.int32)],
+        {"shape": (2048, 128)},
+    )
     for name in ("softmax", "log_softmax", "softmin", "SoftmaxActivation"):
         yield name, [d.floats(128, 1000)], {}
     yield "SoftmaxOutput", [d.floats(128, 1000), d.whole(1000, 128).astype(np.float32)], {}

@@ -120,4 +120,6 @@ def test_orders_are_stable(dtype: str) -> None:
         for k in (1, 2, 4, x.shape[axis]):
             first = (slice(None),) * axis + (slice(k),)
             np.testing.assert_array_equal(nd.topk(a, axis=axis, k=k, dtype="int64").asnumpy(), down[first])
-            np.testing.assert_array_equal(nd.topk(a, axis=axis, k=k, is_ascend=True, dtype="int64").asnumpy(), up[first])
+            np.testing.assert_array_equal(
+                nd.topk(a, axis=axis, k=k, is_ascend=True, dtype="int64").asnumpy(), up[first]
+            )
