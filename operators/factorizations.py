@@ -303,7 +303,7 @@ def solve_triangle(xp: Any, x: Any, y: Any, *, lower: bool = True, transpose: bo
         return
     if x.ndim == 2 or (STACKS and x.shape[-1] >= LARGE):  # it looks at the triangle alone
         x, y = xp.ascontiguousarray(x), xp.ascontiguousarray(y)
-        out[...] = linalg.solve_triangular(x, y, trans=int(transpose), lower=lower, check_finite=False)
+        out[...] = linalg.solve_triangular(x, y, trans=1 if transpose else 0, lower=lower, check_finite=False)
         return
     x = xp.tril(x) if lower else xp.triu(x)
     out[...] = xp.linalg.solve(x.swapaxes(-1, -2) if transpose else x, y)

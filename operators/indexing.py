@@ -226,6 +226,7 @@ def _reference_pick(x: Any, index: Any, axis: int = -1, keepdims: bool = False, 
     ],
     reference=_reference_pick,
     nd=Rule(rename=DATA),
+    cost=lambda metas, made, attributes: 20.0 * (size_of(made) + size_of(metas[1:])),
     aliases=("choose_element_0index",),
 )  # fmt: skip
 def pick(xp: Any, x: Any, index: Any, *, axis: int = -1, keepdims: bool = False, mode: str = "clip", out: Any) -> None:

@@ -167,6 +167,8 @@ def _curved(x: Any, t: Any, out: Any, slope: Any) -> Any:
 
 
 def _straight(x: Any, t: Any, out: Any, slope: Any) -> Any:
+    if isinstance(slope, float) and 0 < slope <= 1:
+        return (np.multiply, x, slope, t), call_into(np.maximum, x, t, out=out)
     return call_into(np.minimum, x, 0, out=t), *_joined(x, t, out, slope)
 
 

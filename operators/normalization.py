@@ -399,7 +399,11 @@ def lrn(
     """
     squares, total = empty(xp, data.shape, data.dtype), empty(xp, data.shape, data.dtype)
     steps = [(xp.multiply, data, data, squares), *_sums(squares, nsize, total)]
-    steps += (xp.multiply, total, alpha / nsize, total), (xp.add, total, knorm, total), (xp.power, total, -beta, total)
+    steps += (xp.multiply, total, alpha / nsize, total), (xp.add, total, knorm, total)
+    if beta == 0.75:  # roots are quicker than powers
+        steps += (xp.sqrt, total, total), (xp.sqrt, total, squares), (xp.multiply, total, squares, total)
+        return [*steps, (xp.divide, data, total, out)]
+    steps.append((xp.power, total, -beta, total))
     return [*steps, (xp.multiply, data, total, out)]
 
 

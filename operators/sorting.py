@@ -42,7 +42,7 @@ def _sorted(metas: Metas, attributes: Attributes) -> tuple[Meta, Attributes]:
 
 
 def ranks(x: Any) -> Any:
-    """int32 in the order of numbers of at most 32 bits, nan the largest; 0 and -0 are the same.  None for other dtypes."""
+    """int32 in the order of numbers of at most 32 bits, nan the largest, 0 as -0; None for other dtypes."""
     if x.dtype.kind in "iub" and (x.dtype.itemsize < 4 or x.dtype == np.int32):
         return x.astype(np.int32)
     if x.dtype not in (FLOAT32, FLOAT16):
