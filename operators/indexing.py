@@ -74,7 +74,7 @@ _ROWS = np.array([[2, 0], [2, 1]])
     infer=_take,
     atomic=True,
     widen=False,
-    cost=4,
+    cost=lambda metas, made, attributes: 4.0 * (size_of(made) + size_of(metas[1:])),
     indices=("indices",),
     samples=[
         Sample((3, 2), _ROWS), Sample((2, 3, 2), _ROWS, axis=1), Sample((3,), np.array([5, -1, 0, 5])),
@@ -166,7 +166,7 @@ def _embedding(metas: Metas, attributes: Attributes) -> Inferred:
     infer=_embedding,
     atomic=True,
     widen=False,
-    cost=4,
+    cost=lambda metas, made, attributes: 4.0 * (size_of(made) + size_of(metas[:1])),
     indices=("data",),
     samples=[Sample(_ROWS, (3, 2), input_dim=3, output_dim=2)],
     reference=lambda data, weight, input_dim, output_dim: weight[whole(data)],
@@ -226,17 +226,18 @@ def _reference_pick(x: Any, index: Any, axis: int = -1, keepdims: bool = False, 
     ],
     reference=_reference_pick,
     nd=Rule(rename=DATA),
+    atomic=True,
     cost=lambda metas, made, attributes: 20.0 * (size_of(made) + size_of(metas[1:])),
     aliases=("choose_element_0index",),
 )  # fmt: skip
-def pick(xp: Any, x: Any, index: Any, *, axis: int = -1, keepdims: bool = False, mode: str = "clip", out: Any) -> None:
+def pick(xp: Any, x: Any, index: Any, *, axis: int = -1, keepdims: bool = False, mode: str = "clip", out: Any) -> Any:
     """One element of each row along an axis.
 
     Shapes: (a..., n, b...), (a..., b...) or (a..., 1, b...) -> (a..., b...), with keepdims (a..., 1, b...).
     MXNet: pick.
     """
     places = bounded(index, x.shape[axis], mode).reshape(_without(x.shape, axis, 1))
-    out[...] = xp.take_along_axis(x, places, axis).reshape(out.shape)
+    return ((setitem, out, ..., xp.take_along_axis(x, places, axis).reshape(out.shape)),)
 
 
 def _pick_gradient(F: Any, g: Any, index: Any, x_shape: Shape, axis: int, keepdims: bool, mode: str) -> Any:
