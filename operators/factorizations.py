@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from .faces import Rule, composed, nd_face
+from .faces import Rule
 from .infer import floating, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
@@ -393,67 +393,3 @@ def _syevd(F: Any, g_u: Any, g_l: Any, u: Any, l: Any) -> Any:  # noqa: E741
 
 
 syevd.grad(x=_syevd)
-
-
-# ---- made of these ---------------------------------------------------------------------------------------------------
-
-
-def _transposed(x: Any) -> Any:
-    return nd_face.swapaxes(x, dim1=-1, dim2=-2)
-
-
-@composed(method=False)
-def linalg_gemm(
-    A: Any, B: Any, C: Any, transpose_a: bool = False, transpose_b: bool = False, alpha: float = 1.0, beta: float = 1.0,
-    axis: int = -2,
-) -> Any:  # fmt: skip
-    """alpha A B + beta C of corresponding matrices, A and B transposed on demand.  MXNet: linalg_gemm."""
-    made = nd_face.linalg_gemm2(A, B, transpose_a=transpose_a, transpose_b=transpose_b, alpha=alpha, axis=axis)
-    return made + C * beta
-
-
-@composed(method=False)
-def linalg_syrk(A: Any, transpose: bool = False, alpha: float = 1.0) -> Any:
-    """alpha A A^T of each matrix, or alpha A^T A.  MXNet: linalg_syrk."""
-    return nd_face.linalg_gemm2(A, A, transpose_a=transpose, transpose_b=not transpose, alpha=alpha)
-
-
-def _triangle(A: Any, lower: bool) -> Any:
-    return nd_face.linalg_triangle(A, lower=lower)
-
-
-@composed(method=False)
-def linalg_trmm(
-    A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0
-) -> Any:
-    """alpha op(t) B, or with `rightside` alpha B op(t): t is a triangle of A.  MXNet: linalg_trmm."""
-    t = _triangle(A, lower)
-    if rightside:
-        return nd_face.linalg_gemm2(B, t, transpose_b=transpose, alpha=alpha)
-    return nd_face.linalg_gemm2(t, B, transpose_a=transpose, alpha=alpha)
-
-
-@composed(method=False)
-def linalg_trsm(
-    A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0
-) -> Any:
-    """x with op(t) x = alpha B, or with `rightside` x op(t) = alpha B: t is a triangle of A.  MXNet: linalg_trsm."""
-    solve = nd_face.linalg_solve_triangle
-    if rightside:
-        found = _transposed(solve(A, _transposed(B), lower=lower, transpose=not transpose))
-    else:
-        found = solve(A, B, lower=lower, transpose=transpose)
-    return found if alpha == 1 else found * alpha
-
-
-@composed(method=False)
-def linalg_potri(A: Any) -> Any:
-    """The inverse of A A^T, A being a Cholesky factor: lower triangular.  MXNet: linalg_potri."""
-    made = nd_face.linalg_inverse(_triangle(A, True))
-    return nd_face.linalg_gemm2(made, made, transpose_a=True)
-
-
-@composed(method=False)
-def linalg_sumlogdiag(A: Any) -> Any:
-    """The sum of the logarithms of each diagonal: (..., n, n) -> (...).  MXNet: linalg_sumlogdiag."""
-    return nd_face.sum(nd_face.log(nd_face.linalg_extractdiag(A)), axis=-1)

@@ -204,7 +204,8 @@ def _sampler(metas: Metas, attributes: Attributes) -> Inferred:
 
 
 @operator(
-    "BilinearSampler", infer=_sampler, reference=lambda data, grid: sampled(raw, data, grid), cost=60,
+    "BilinearSampler", kinks="at a place itself the gradient by the grid is that from above",
+    infer=_sampler, reference=lambda data, grid: sampled(raw, data, grid), cost=60,
     samples=[Sample((2, 2, 3, 4), (2, 2, 2, 3)), Sample((1, 1, 3, 2), (1, 2, 2, 2), low=-1.9, high=1.7)],
     nd=Rule(ignore=("cudnn_off",), method=False),
 )  # fmt: skip
@@ -212,8 +213,7 @@ def bilinear_sampler(xp: Any, data: Any, grid: Any, *, out: Any) -> None:
     """Data between its places: out[n, c, i, j] is data[n, c] at x = grid[n, 0, i, j], y = grid[n, 1, i, j].
 
     data: (n, c, h, w).   grid: (n, 2, i, j); -1 is the first place, 1 the last, what lies outside is 0.   Floating
-    point.   Result: (n, c, i, j).   At a place itself the gradient by the grid is that from above.   Source: Jaderberg
-    et al. 2015.   MXNet: BilinearSampler.
+    point.   Result: (n, c, i, j).   Source: Jaderberg et al. 2015.   MXNet: BilinearSampler.
     """
     if data.shape[1] <= FEW:
         _sample_into(out, data, grid)
@@ -309,7 +309,8 @@ def _transformer(metas: Metas, attributes: Attributes) -> Inferred:
 
 
 @operator(
-    "SpatialTransformer", infer=_transformer, cost=60, nd=Rule(ignore=("cudnn_off",), method=False),
+    "SpatialTransformer", kinks="those of BilinearSampler",
+    infer=_transformer, cost=60, nd=Rule(ignore=("cudnn_off",), method=False),
     reference=lambda data, loc, target_shape, **_: transformed(raw, data, loc, target_shape=target_shape),
     samples=[
         Sample((2, 2, 3, 4), (2, 6), target_shape=(2, 3), transform_type="affine", sampler_type="bilinear", low=-0.6,

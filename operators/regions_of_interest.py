@@ -267,7 +267,8 @@ def _slow_pooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: float) 
 
 
 @operator(
-    "ROIPooling", infer=_pooling, saves={"places": constant}, nd=Rule(method=False), cost=100, reference=_slow_pooling,
+    "ROIPooling", kinks="of several largest elements the first has the gradient",
+    infer=_pooling, saves={"places": constant}, nd=Rule(method=False), cost=100, reference=_slow_pooling,
     samples=[
         Sample((2, 2, 4, 5), _ROIS, pooled_size=(2, 2), spatial_scale=1.0),
         Sample((2, 1, 4, 5), _ROIS, pooled_size=(3, 2), spatial_scale=0.7),
@@ -279,7 +280,7 @@ def roi_pooling(
     """The largest element of each bin of regions; 0 for a bin outside of the image.
 
     data: (n, c, h, w).   rois: (k, 5), which image, x1, y1, x2, y2, in pixels / spatial_scale, rounded; no gradient
-    flows to them.   Result: (k, c, *pooled_size).   The gradient goes to the first of equal elements.   An image that
+    flows to them.   Result: (k, c, *pooled_size).   An image that
     is not there is an error on the data.   MXNet: ROIPooling.
     """
     n, c, h, w = data.shape
@@ -385,7 +386,8 @@ def _slow_correlation(a: Any, b: Any, kernel_size: int = 1, max_displacement: in
 
 
 @operator(
-    "Correlation", infer=_correlation, nd=Rule(method=False), cost=500, reference=_slow_correlation,
+    "Correlation", kinks="without is_multiply the gradient where elements are equal is 0",
+    infer=_correlation, nd=Rule(method=False), cost=500, reference=_slow_correlation,
     samples=[
         Sample((2, 2, 4, 5), (2, 2, 4, 5), max_displacement=1, pad_size=1),
         Sample((1, 2, 6, 5), (1, 2, 6, 5), kernel_size=3, max_displacement=2, stride1=2, stride2=2, pad_size=3),

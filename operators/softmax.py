@@ -389,7 +389,7 @@ def _regression_output(metas: Metas, attributes: Attributes) -> Inferred:
     return (data,), {"grad_scale": float(attributes["grad_scale"])}
 
 
-def _regression(name: str, call: Any, gradient: Any, doc: str) -> None:
+def _regression(name: str, call: Any, gradient: Any, doc: str, kinks: str = "") -> None:
     """Declare an output layer whose gradient is defined as `gradient(F, out, label)` / elements in an instance."""
 
     def kernel(xp: Any, data: Any, label: Any, *, grad_scale: float = 1.0, out: Any) -> Any:
@@ -406,6 +406,7 @@ def _regression(name: str, call: Any, gradient: Any, doc: str) -> None:
         defined=True,
         samples=[Sample((2, 3), (2, 3)), Sample((3, 1), (3,), grad_scale=2.0)],
         nd=Rule(method=False),
+        kinks=kinks,
         doc=f"{doc}\n\ndata: (n, ...).   label: as many elements.   The gradient ignores the head's; it is multiplied "
         f"by grad_scale and divided by the number of elements in an instance.   Source: MXNet {name}.",
     )(kernel).grad(data=text, label=zero)
@@ -415,5 +416,7 @@ _regression("LinearRegressionOutput", np.positive, lambda F, out, label: out - l
             "The data, with the gradient of half the squared distance from the label.")  # fmt: skip
 _regression("LogisticRegressionOutput", special.expit, lambda F, out, label: out - label,
             "sigmoid of the data, with the gradient of the cross entropy with the label.")  # fmt: skip
-_regression("MAERegressionOutput", np.positive, lambda F, out, label: F.sign(out - label),
-            "The data, with the gradient of the absolute distance from the label.")  # fmt: skip
+_regression("MAERegressionOutput", np.positive,
+            lambda F, out, label: F.cast(F.greater(out, label), dtype=out.dtype) * 2 - 1,
+            "The data, with the gradient of the absolute distance from the label.",
+            "where data and label are equal the gradient is that from below")  # fmt: skip

@@ -90,13 +90,17 @@ def shapes() -> Any:
 
 
 def random_questions() -> list[dict[str, Any]]:
-    """Of random shapes and attributes."""
-    found = []
-    for name, number, operands, attributes in shapes().calls():
+    """Of random shapes and attributes, and at kinks."""
+    module, found, numbers = shapes(), [], {}
+    calls = [(f"{name}/random{number}", name, *call) for name, number, *call in module.calls()]
+    for name, *call in module.kinks():
+        numbers[name] = numbers.get(name, -1) + 1
+        calls.append((f"{name}/kink{numbers[name]}", name, *call))
+    for key, name, operands, attributes in calls:
         marked = [i for i, x in enumerate(operands) if x.dtype == np.float32]
         found.append(
-            {"key": f"{name}/random{number}", "name": name, "operands": [(None, x) for x in operands],
-             "attributes": attributes, "marked": marked[:3] if name == "BatchNorm" else marked}
+            {"key": key, "name": name, "operands": [(None, x) for x in operands], "attributes": attributes,
+             "marked": marked[:3] if name == "BatchNorm" else marked}
         )  # fmt: skip
     return found
 

@@ -73,6 +73,54 @@ def calls() -> Iterator[tuple[str, int, list[Any], dict[str, Any]]]:
             yield (name, number, *function(Draw(name, number), name))
 
 
+def kinks() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
+    """(name, operands, attributes) where a derivative does not exist, or exists from one side."""
+
+    def floats(*values: Any) -> Any:
+        return np.array(values, np.float32)
+
+    around = floats(-1, -0.5, -0.0, 0, 0.5, 1)
+    for name in ("abs", "relu", "sign", "cbrt", "softsign", "square", "floor", "round", "rint", "ceil", "trunc", "fix"):
+        yield name, [around], {}
+    for name in ("sqrt", "log", "log2", "log10", "rsqrt", "rcbrt", "reciprocal", "gamma", "gammaln"):
+        yield name, [floats(0, 0.5)], {}
+    for name in ("arcsin", "arccos", "arctanh", "erfinv", "log1p"):
+        yield name, [floats(-1, 1)], {}
+    yield "arccosh", [floats(1, 2)], {}
+    yield "clip", [around], {"a_min": -0.5, "a_max": 0.5}
+    yield "hard_sigmoid", [floats(-2.5, -2, 0, 2, 2.5)], {"alpha": 0.25, "beta": 0.5}
+    yield "smooth_l1", [floats(-1, 0, 1, 0.25, -0.25)], {"scalar": 1.0}
+    yield "smooth_l1", [floats(-1, 0, 1, 0.25, -0.25)], {"scalar": 2.0}
+    for kind in ("leaky", "elu", "gelu"):
+        yield "LeakyReLU", [around], {"act_type": kind, "slope": 0.3}
+    yield "LeakyReLU", [around.reshape(1, 6), np.full(6, 0.3, np.float32)], {"act_type": "prelu"}
+    for kind in ("relu", "softsign", "softrelu"):
+        yield "Activation", [around], {"act_type": kind}
+    for name in ("broadcast_maximum", "broadcast_minimum"):
+        yield name, [floats(1, 2, 3, -0.0), floats(2, 2, 2, 0)], {}
+    yield "broadcast_hypot", [floats(0, 0, 3), floats(0, 2, 4)], {}
+    yield "broadcast_power", [floats(0, 0, 0, 2, 1), floats(0, 1, 2, 0, 0)], {}
+    yield "broadcast_mod", [floats(4, -4, 5, 0), floats(2, 2, -2.5, 3)], {}
+    for name in ("max", "min"):
+        yield name, [floats([1, 3, 3], [-2, -2, 0])], {"axis": 1}
+    for name in ("prod", "nanprod"):
+        yield name, [floats([2, 0, 3], [0, 0, 2], [1, 2, 3])], {"axis": 1}
+    yield "nanprod", [floats([np.nan, 2, 0], [np.nan, 3, 2])], {"axis": 1}
+    yield "prod", [floats([2, 1, 3], [-1, 0.5, 2])], {"axis": 1}
+    yield "nansum", [floats([np.nan, 2, 0], [np.nan, np.nan, np.nan])], {"axis": 1}
+    for order in (1, 2):
+        yield "norm", [floats([0, 0], [0, 1])], {"ord": order, "axis": 1}
+        yield "norm", [floats(0, 0)], {"ord": order}
+    yield "L2Normalization", [floats([0, 0], [3, 4])], {}
+    yield "sort", [floats(1, 2, 1, 2)], {"axis": 0}
+    yield "Pooling", [floats([[[1, 1], [1, 0]]]).reshape(1, 1, 2, 2)], {"kernel": (2, 2), "pool_type": "max"}
+    for name in ("MAERegressionOutput", "LinearRegressionOutput"):
+        yield name, [floats([1], [2]), floats([1], [3])], {}
+    for linear in (False, True):
+        yield "SVMOutput", [floats([0, 1, 1], [2, -1, 0.5]), floats(0, 1)], {"margin": 1.0, "use_linear": linear}
+    yield "where", [floats(0, 1, np.nan), floats(1, 2, 3), floats(4, 5, 6)], {}
+
+
 def middle() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     """(name, operands, attributes) of a middle size, where a sample repeated along its first axis is no usual call."""
     d = Draw("middle", 0)
@@ -145,7 +193,7 @@ def _(d: Draw, name: str) -> Call:
 @family("sum", "mean", "prod", "nansum", "nanprod", "max", "min", "sum_axis", "max_axis", "min_axis")
 def _(d: Draw, name: str) -> Call:
     shape = d.shape()
-    x = d.ties(*shape) if name in ("max", "min", "prod") else d.floats(*shape)
+    x = d.ties(*shape) if name[:3] in ("max", "min") else d.floats(*shape)
     if name.startswith("nan"):
         x[d.rng.random(shape) < 0.3] = np.nan
     axis = d.axes(len(shape))
