@@ -134,6 +134,9 @@ def _float_like_first(metas: Metas, attributes: Attributes) -> Inferred:
     return (metas[0],), attributes
 
 
+BELOW = "at 0 the gradient is that from below"
+
+
 def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, **attributes: Any) -> Operator:
     """Declare a floating-point unary operator with one attribute at most: steps(x, t, out, ...) gives the C calls."""
 
@@ -152,7 +155,8 @@ def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, 
         samples=[Sample((2, 3), low=low, high=low + 1.8, **attributes) for low in (-2, 0.1)],
         reference=reference,
         nd=False,
-        doc=f"{doc}\n\nx: any shape, floating point.   At 0 the gradient is that from below.",
+        doc=f"{doc}\n\nx: any shape, floating point.",
+        kinks=BELOW,
     )(sloped if attributes else kernel)
     op.grad(x=gradient)
     return op
@@ -167,6 +171,8 @@ def _curved(x: Any, t: Any, out: Any, slope: Any) -> Any:
 
 
 def _straight(x: Any, t: Any, out: Any, slope: Any) -> Any:
+    if isinstance(slope, float) and 0 < slope <= 1:
+        return (np.multiply, x, slope, t), call_into(np.maximum, x, t, out=out)
     return call_into(np.minimum, x, 0, out=t), *_joined(x, t, out, slope)
 
 
@@ -218,6 +224,7 @@ def _prelu(metas: Metas, attributes: Attributes) -> Inferred:
 @operator(
     "prelu",
     infer=_prelu,
+    kinks=BELOW,
     atomic=True,
     cost=4,
     samples=[Sample((2, 3, 2), (3,), low=0.1), Sample((2, 3), (1,), low=-1, high=-0.1)],
@@ -227,8 +234,7 @@ def _prelu(metas: Metas, attributes: Attributes) -> Inferred:
 def prelu(xp: Any, x: Any, gamma: Any, *, out: Any) -> Any:
     """x where positive, else gamma x.
 
-    x: (n, c, ...), floating point.   gamma: (c,) or (1,).   At 0 the gradient is that from below.
-    Source: He et al. 2015.
+    x: (n, c, ...), floating point.   gamma: (c,) or (1,).   Source: He et al. 2015.
     """
     t = xp.empty_like(out)
     slope = gamma.reshape(_along_channels(gamma.shape, x.ndim))
@@ -281,6 +287,7 @@ def _activation_variant(inputs: Sequence[Any], attributes: Attributes, training:
     variant=_activation_variant,
     elementwise=True,
     samples=[Sample((2, 3), low=0.1, high=2, act_type=name) for name in ACTIVATIONS],
+    kinks="those of the operator named: at 0 the gradient of relu is 0",
     nd=Rule(method=False),
 )
 def activation(xp: Any, data: Any, *, act_type: str, out: Any) -> None:
@@ -311,6 +318,7 @@ def _leaky_variant(inputs: Sequence[Any], attributes: Attributes, training: bool
         *(Sample((2, 3), low=-1.5, high=-0.1, act_type=name) for name in LEAKY if name != "prelu"),
         Sample((2, 3), (3,), low=0.1, act_type="prelu"),
     ],
+    kinks=f"{BELOW}; gelu has none",
     nd=Rule(method=False),
 )
 def leaky(
