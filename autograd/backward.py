@@ -124,6 +124,7 @@ def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> li
         arrived = cotangents.get(leaf, [None])[0]
         zeros = arrived is None or arrived is ZERO
         made = numpy_face.zeros(shape=like.shape, dtype=like._dtype, ctx=like.context) if zeros else arrived
+        made = made if made._dtype == like._dtype else numpy_face.cast(made, dtype=like._dtype)
         results.append(as_face(type(like) if isinstance(like, Array) else NDArray, reshaped(made, like.shape)))
     return _apart(results)
 
@@ -308,6 +309,8 @@ def _result(cotangents: dict[Any, list[Any]], variable: Array, target: Any, posi
     if gradient is None or gradient is ZERO:
         gradient = numpy_face.zeros(shape=variable._shape, dtype=variable._dtype, ctx=variable.context)
     gradient = reshaped(gradient, variable._shape)
+    if gradient._dtype != variable._dtype:  # 16-bit floats were added up in float32
+        gradient = numpy_face.cast(gradient, dtype=variable._dtype)
     return as_face(type(variable), gradient)
 
 
