@@ -13,22 +13,26 @@ from weakref import ref
 import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError
-from ..ndarray.array import Array
+from ..ndarray.array import Array, writable
 from ..ndarray.buffer import Admission, Buffer, Chunk, share
 from ..ndarray.device import RawArray
-from ..ndarray.line import Scope, scope, within
+from ..ndarray.line import Scope, line_of, scope, within
+from ..ndarray.memory import PAGE, SMALL, follow
 from ..ndarray.ndarray import NDArray
 from ..ndarray.reading import describe
 from ..ndarray.sparse_arrays import RowSparseNDArray
 from ..operators.faces import numpy_face
-from ..operators.tiny import PAGE
 from . import plans, rows
-from .tape import Leaf, Recorder, entry_of
-from .walk import ZERO, GraphError, Walk, reshaped
+from .recorder import Recorder
+from .tape import GraphError, Leaf, entries_of, entry_of
+from .walk import ZERO, Walk, reshaped
 
 
 def _arrays(what: str, value: Any) -> list[Array]:
-    arrays = [value] if isinstance(value, Array) else list(value)
+    try:
+        arrays = [value] if isinstance(value, Array) else list(value)
+    except TypeError:
+        arrays = [value]
     for a in arrays:
         if not isinstance(a, Array):
             raise ArgumentTypeError(f"[{what}] {a!r}: an array expected")
@@ -87,7 +91,11 @@ def backward(
     operations that the gradients come from.
     """
     arrays = _arrays("backward", heads)
-    gradients = within(Scope(None, train_mode, False), _backward, arrays, head_grads, retain_graph, wait)
+    way = plans.Way(arrays, entries_of(arrays), None, retain_graph, wait)
+    found = way.planned() if head_grads is None else None
+    if found is not None and _stored(found):
+        return
+    gradients = within(Scope(None, train_mode, False), _backward, way, found, head_grads)
     if wait:
         for gradient in gradients:
             gradient.wait_to_read()
@@ -105,35 +113,80 @@ def leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> lis
 
 
 def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> list[Array]:
-    walk = Walk(heads, False, False)
-    leaves = wanted or [n for n in walk.nodes if isinstance(n, Leaf)]
-    plans.follow(walk, _head_grads(heads, None), lambda node: isinstance(node, Leaf), True)
+    entries = entries_of(heads)
+    leaves = wanted or [n for n in Walk(entries, False, False).nodes if isinstance(n, Leaf)]
+    cotangents = _cotangents(plans.Way(heads, entries, leaves, False, True), None)
     results: list[Array] = []
     for leaf in leaves:
         like = leaf.gradient
         if like is None:
             continue
-        arrived = walk.cotangents.get(leaf, [None])[0]
+        arrived = cotangents.get(leaf, [None])[0]
         zeros = arrived is None or arrived is ZERO
         made = numpy_face.zeros(shape=like.shape, dtype=like._dtype, ctx=like.context) if zeros else arrived
         results.append(as_face(type(like) if isinstance(like, Array) else NDArray, reshaped(made, like.shape)))
     return _apart(results)
 
 
-def _backward(heads: list[Array], head_grads: Any, retain_graph: bool, wait: bool) -> list[Any]:
-    walk = Walk(heads, retain_graph, False)
-    leaves = [node for node in walk.nodes if isinstance(node, Leaf) and node.gradient is not None]
-    if not leaves:
-        raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
-    walk.rows = any(map(rows.wants, leaves))
-    plans.follow(walk, _head_grads(heads, head_grads), lambda node: isinstance(node, Leaf), wait)
+def _backward(way: plans.Way, found: Any, head_grads: Any) -> list[Any]:
+    cotangents = _cotangents(way, head_grads) if found is None else way.cotangents(found)
     written = []
-    for leaf in leaves:
-        arrived = walk.cotangents.get(leaf)
-        if arrived is not None and arrived[0] is not None and leaf.gradient is not None:
-            _store(leaf.gradient, arrived[0], leaf.request)
+    for leaf, (arrived,) in cotangents.items():
+        if arrived is not None and leaf.gradient is not None:
+            _store(leaf.gradient, arrived, leaf.request)
             written.append(leaf.gradient)
     return written
+
+
+def _cotangents(way: plans.Way, head_grads: Any, create: bool = False) -> dict[Any, list[Any]]:
+    """What arrives at each output of the targets, in the order of recording."""
+    if head_grads is not None or any(math.prod(head._shape) >= PAGE for head in way.heads):
+        way.given = _head_grads(way.heads, head_grads)
+        found = None if create else way.planned()
+        if found is not None:
+            return way.cotangents(found)
+    walk = Walk(way.entries, way.retain, create)
+    if way.targets is None:
+        leaves = [node for node in walk.nodes if isinstance(node, Leaf)]
+        if all(leaf.gradient is None for leaf in leaves):
+            raise GraphError("[backward] no marked array above the heads wants a gradient: see attach_grad")
+        walk.rows = any(map(rows.wants, leaves))
+    return way.walked(walk, way.given or _head_grads(way.heads, None))
+
+
+def _stored(found: Sequence[plans.Found]) -> bool:
+    """Hand the gradients of a plan over to their arrays, all in one admission.  False, and nothing done: it is not as
+    simple as that."""
+    versions: list[tuple[Chunk, Buffer]] = []
+    seen: set[int] = set()
+    for leaf, _, raw in found:
+        target = leaf.gradient
+        if type(raw) is not np.ndarray or leaf.request != "write" or not isinstance(target, Array):
+            return False
+        chunk = target._chunk
+        old = chunk.buffer
+        if target._strides is not None or old.dtype is not raw.dtype or not target.size == old.size == raw.size:
+            return False
+        if not old.device.whole(raw) or not raw.flags.c_contiguous or id(raw) in seen:
+            raw = np.array(raw, order="C")  # noqa: PLW2901
+        seen.add(id(raw))
+        if raw.nbytes >= SMALL:
+            follow(raw)
+        memory = raw if raw.shape == old.shape else raw.reshape(old.shape)
+        versions.append((chunk, Buffer(old.engine, old.shape, old.dtype, old.device, memory)))
+
+    def plan() -> Admission:
+        steps: list[Any] = []
+        keep: list[Any] = []
+        if not any(chunk.pinned for chunk, _ in versions):
+            for chunk, new in versions:
+                keep.append(chunk.buffer)
+                steps += (setattr, chunk, "buffer", new), (setattr, chunk, "version", chunk.version + 1)
+        return None, (), (), (), steps, keep, False
+
+    if versions:
+        versions[0][1].engine.admit(plan)
+    return all(chunk.buffer is new for chunk, new in versions)
 
 
 def _store(target: Any, gradient: Any, request: str) -> None:
@@ -180,10 +233,11 @@ def _hand_over(chunk: Chunk, gradient: Array, raw: RawArray) -> bool:
         old = chunk.buffer
         if gradient._raw is not raw:
             return None, (), (), (), [], [old], False
+        memory = writable(raw)
         buffer = Buffer(
-            engine, old.shape, old.dtype, old.device, raw if raw.shape == old.shape else raw.reshape(old.shape)
+            engine, old.shape, old.dtype, old.device, memory if raw.shape == old.shape else memory.reshape(old.shape)
         )
-        own.buffer, own.line = buffer, gradient._line  # private until the commit
+        own.buffer, own.line = buffer, line_of(gradient._shape, gradient._line)  # private until the commit
         buffer.holders += ref(chunk), ref(own)
         buffer.held = (0, buffer.size)
         steps: list[Any] = [
@@ -218,15 +272,15 @@ def gradients_of(
             raise GraphError(
                 f"[grad] the variable {describe(variable)} is not in the graph: neither marked nor recorded"
             )
-    nodes = {target[0] for target in targets if target is not None}
+    nodes = list(dict.fromkeys(target[0] for target in targets if target is not None))
     retain = create_graph if retain_graph is None else retain_graph
     current = scope.get()
     recorder = (current.recorder or Recorder()) if create_graph else None
 
     def walked() -> list[Any]:
-        walk = Walk(arrays, retain, create_graph)
-        plans.follow(walk, _head_grads(arrays, head_grads), lambda node: node in nodes, False)
-        return _apart([_result(walk, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))])
+        way = plans.Way(arrays, entries_of(arrays), nodes, retain, False)
+        found = _cotangents(way, head_grads, create_graph)
+        return _apart([_result(found, v, t, i, unused) for i, (v, t) in enumerate(zip(wanted, targets, strict=True))])
 
     results = within(Scope(recorder, train_mode, False), walked)
     return results[0] if isinstance(variables, Array) else results
@@ -243,8 +297,8 @@ def _apart(results: list[Any]) -> list[Any]:
     return results
 
 
-def _result(walk: Walk, variable: Array, target: Any, position: int, unused: str) -> Any:
-    arrived = walk.cotangents.get(target[0]) if target is not None else None
+def _result(cotangents: dict[Any, list[Any]], variable: Array, target: Any, position: int, unused: str) -> Any:
+    arrived = cotangents.get(target[0]) if target is not None else None
     gradient = None if arrived is None else arrived[target[1]]
     if gradient is None:
         if unused == "error":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 from ..engine import ArgumentError, ArgumentTypeError, here
 from ..ndarray.array import Array
@@ -14,7 +14,9 @@ from ..ndarray.line import READ_ONLY, Line, Scope, scope, within
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from ..operators.faces import numpy_face
+from ..operators.schema import Attributes, Meta
 from .backward import as_face
+from .structure import UNKNOWN
 from .tape import entry_of, number
 from .walk import FunctionNode
 
@@ -113,7 +115,8 @@ class Function:
             if not isinstance(y, Array):
                 raise ArgumentTypeError(f"[{type(self).__name__}] forward gave {y!r}: an array expected")
         if not any(edges):
-            return result
+            free = [_own(y) if y._line is READ_ONLY else y for y in outputs]  # an input, or a view of one
+            return free[0] if isinstance(result, Array) else type(result)(free)
         fresh = [_own(y) for y in outputs]
         node = _UserNode(self, inputs, edges, fresh)
         node.keep(call.saved, given, outputs)
@@ -150,24 +153,26 @@ def _held(arrays: Sequence[Array]) -> list[tuple[Saved, Array, int]]:
     return found
 
 
-class _Name:
-    """What error messages say of a Function's node."""
+class UserForm:
+    """That of a node without an operator: `name` is what messages say of it."""
 
-    __slots__ = ("name",)
+    __slots__ = ("made", "metas", "name")
+    attributes: ClassVar[Attributes] = {}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, metas: Sequence[Meta | None], made: Sequence[Meta | None]) -> None:
+        self.name, self.metas, self.made = name, tuple(metas), tuple(made)
+
+    @property
+    def op(self) -> UserForm:
+        return self
 
 
 class _UserNode(FunctionNode):
     __slots__ = ("faces", "function")
 
     def __init__(self, function: Function, inputs: Sequence[Array], edges: Any, outputs: Sequence[Array]) -> None:
-        self.op: Any = _Name(type(function).__name__)
-        self.attributes, self.saved, self.freed = {}, {}, None
-        self.edges = edges
-        self.metas = tuple(x._meta for x in inputs)
-        self.made = tuple(y._meta for y in outputs)
+        self.form: Any = UserForm(type(function).__name__, [x._meta for x in inputs], [y._meta for y in outputs])
+        self.edges, self.saved, self.freed, self.structure = edges, {}, None, UNKNOWN
         self.number, self.site = number(), here()
         self.function = function
         self.faces = [type(y) for y in outputs]
@@ -187,7 +192,11 @@ class _UserNode(FunctionNode):
         function = self.function
         restored = tuple(as_face(face, face._from_saved(saved, self)) for saved, face in kept.values())
         given = [as_face(face, g) for face, g in zip(self.faces, cotangents, strict=True)]
-        result = _in_call(_Call(function, False, restored), False, False, function.backward, given)
+        try:
+            result = _in_call(_Call(function, False, restored), False, False, function.backward, given)
+        except Exception as error:
+            error.add_note(f"in backward of {self.op.name}, recorded at {self.recorded_at}")
+            raise
         found = list(result) if isinstance(result, tuple | list) else [result]
         name = type(function).__name__
         if len(found) != len(self.metas):

@@ -18,6 +18,7 @@ from ..operators.faces import numpy_face
 from .backward import as_face, backward, gradients_of, leaf_gradients
 from .scope import record
 from .tape import Leaf, entry_of, mark
+from .trees import flatten
 
 REQUESTS = ("write", "add", "null")
 #: arrays marked without gradient arrays in this context, in order, until compute_gradient
@@ -52,6 +53,27 @@ def attach_grad(array: Array, grad_req: str, stype: str | None = None) -> None:
     _mark(array, rows, grad_req)
 
 
+def zero_grad(variables: Any) -> None:
+    """Set the gradients of marked arrays to zeros; arrays that are not marked are passed over.
+
+    `variables`: an array, or a tree (lists, tuples, dicts) of arrays and other values.   Never blocks, and is never
+    recorded.
+
+    >>> from vardag import nd, autograd
+    >>> w, b = nd.ones(2), nd.ones(2)
+    >>> w.attach_grad("add"); b.attach_grad("add")
+    >>> with autograd.record():
+    ...     y = w * 3 + b
+    >>> y.backward()
+    >>> autograd.zero_grad([w, {"bias": b}])
+    >>> w.grad.asnumpy(), b.grad.asnumpy()
+    (array([0., 0.], dtype=float32), array([0., 0.], dtype=float32))
+    """
+    for x in flatten(variables)[0]:
+        if isinstance(x, Array):
+            x.zero_grad()
+
+
 def _mark(variables: Any, gradients: Any, grad_reqs: Any) -> list[Array]:
     """Check everything, then mark."""
     arrays = [variables] if isinstance(variables, Array) else list(variables)
@@ -62,8 +84,8 @@ def _mark(variables: Any, gradients: Any, grad_reqs: Any) -> list[Array]:
     for i, (array, request) in enumerate(zip(arrays, requests, strict=True)):
         if not isinstance(array, Array):
             raise ArgumentTypeError(f"[mark_variables] {array!r}: an array expected")
-        if array._dtype == BOOL:
-            raise ArgumentTypeError(f"[mark_variables] {describe(array)}: boolean arrays have no gradient")
+        if array._dtype == BOOL or array._dtype.kind == "c":
+            raise ArgumentTypeError(f"[mark_variables] {describe(array)}: boolean and complex arrays have no gradient")
         if request not in REQUESTS:
             raise ArgumentError(f"[mark_variables] request {request!r}: one of {', '.join(REQUESTS)} expected")
         if given is not None and not _fits(given[i], array):

@@ -1,12 +1,12 @@
 """Recording scopes: which contexts record, on which tape, in which mode.
 
 A scope is a value of a context variable, so it follows threads and asyncio tasks.  A task made inside ``record()``
-inherits the scope and keeps it after the block has ended, as it does every context variable.
+inherits the scope and keeps it after the block has ended, as it does every context variable.  ``async with`` does
+what ``with`` does: entering and leaving wait for nothing.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from contextvars import Token
 from itertools import starmap
@@ -14,11 +14,11 @@ from typing import Any
 
 from ..engine import ArgumentError
 from ..ndarray.line import Scope, scope
-from .tape import Recorder
+from .recorder import Recorder, inplace_policy
 
 
 class _Mode:
-    """A ``with`` block that runs in another scope.  Re-usable and re-entrant, by any thread or task."""
+    """A ``with`` (or ``async with``) block in another scope.  Re-usable and re-entrant, by any thread or task."""
 
     __slots__ = ("_recording", "_tokens", "_training", "inplace")
 
@@ -32,7 +32,7 @@ class _Mode:
         if self._recording is True:
             paused = False
             if recorder is None:
-                recorder = own = Recorder(self.inplace or _policy())
+                recorder = own = Recorder(self.inplace)
         elif self._recording is False:
             recorder, paused = None, True
         if self._training is not None:
@@ -45,6 +45,12 @@ class _Mode:
         if own is not None:
             _end(own)
 
+    async def __aenter__(self) -> _Mode:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__(*exc)
+
     def _leave(self) -> Recorder | None:
         """Back to the scope before: this context's, for other threads and tasks may be in the same block."""
         for entry in reversed(tuple(self._tokens)):
@@ -56,17 +62,6 @@ class _Mode:
             self._tokens.remove(entry)
             return own
         raise ArgumentError("[record] a scope is left in the thread or task that entered it")
-
-
-def _policy() -> str:
-    """What a recorded write to an array on the tape does, by default: VARDAG_INPLACE, "allow" or "refuse"."""
-    return _checked(os.environ.get("VARDAG_INPLACE", "allow"))
-
-
-def _checked(inplace: str) -> str:
-    if inplace not in ("allow", "refuse"):
-        raise ArgumentError(f"[record] inplace {inplace!r}: 'allow' or 'refuse' expected")
-    return inplace
 
 
 def _end(recorder: Recorder) -> None:
@@ -96,7 +91,7 @@ def record(train_mode: bool = True, *, inplace: str | None = None) -> Any:
     >>> x.grad.asnumpy()
     array([2., 4., 6.], dtype=float32)
     """
-    return _Mode(True, train_mode, None if inplace is None else _checked(inplace))
+    return _Mode(True, train_mode, None if inplace is None else inplace_policy(inplace))
 
 
 def pause(train_mode: bool = False) -> Any:
@@ -128,7 +123,7 @@ def set_recording(is_recording: bool) -> bool:
     """Start or stop recording in this context; gives the previous state."""
     old = scope.get()
     if is_recording and old.recorder is None:
-        scope.set(Scope(Recorder(_policy()), old.training, False))
+        scope.set(Scope(Recorder(None), old.training, False))
     elif not is_recording and old.recorder is not None:
         scope.set(Scope(None, old.training, False))
         _end(old.recorder)

@@ -17,29 +17,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine import ArgumentError, here
-from ..engine import describe as describe_site
+from ..engine import here
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
 from ..ndarray.dtype import is_float
-from ..ndarray.reading import describe
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
+from ..operators.launch import watchers
 from ..operators.schema import Operator, Text, size_of, zero
-from ..operators.texts import GradientLaunch, arguments, finished, gradient_operation
+from ..operators.texts import GradientLaunch, arguments, finished, given_by, gradient_operation
 from ..operators.tiny import NOW, Looks
 from . import regions
+from .anomaly import tell
 from .regions import region_of
 from .rows import by_rows, wants
-from .tape import ASSIGN, VIEW, Node, entry_of
+from .tape import ASSIGN, VIEW, Node, refuse_freed
 
 #: a cotangent that is zero everywhere, and for which nothing was pushed
 ZERO: Any = zero
 LARGE = 4096  # elements of an array from which its regions are worth a closer look
-
-
-class GraphError(ArgumentError):
-    """The graph cannot be differentiated: it was not recorded, or it was freed.  Raised at the call."""
 
 
 class Walk:
@@ -54,20 +50,13 @@ class Walk:
     #: whether a marked array wants a row-sparse gradient, see rows.py
     rows = False
 
-    def __init__(self, heads: Sequence[Array], retain: bool, create: bool) -> None:
+    def __init__(self, entries: Sequence[Any], retain: bool, create: bool) -> None:
         self.retain, self.create = retain, create
         self.site = here()
         self.cotangents: dict[Any, list[Any]] = {}
         #: (node, output) of cotangents that are the walk's own: it may write them, see regions.py
         self.own: set[tuple[Any, int]] = set()
         self.wanted: Callable[[Any], bool] = bool  # whose cotangents are results; set by `run`
-        entries = [entry_of(h) for h in heads]
-        for head, entry in zip(heads, entries, strict=True):
-            if entry is None:
-                raise GraphError(
-                    f"[backward] the head {describe(head)} was not recorded: compute it from a marked array "
-                    f"(attach_grad) inside autograd.record()"
-                )
         self.entries = entries
         self.edges: dict[Any, tuple[Any, ...]] = {}
         self.saved: dict[Any, dict[Any, Any]] = {}
@@ -85,13 +74,7 @@ class Walk:
             self.edges[node] = edges = node.edges
             if isinstance(node, Node):
                 self.saved[node] = node.saved
-            # Looked at last, and set first: what was read above is whole.
-            if node.freed is not None:
-                raise GraphError(
-                    f"[backward] the graph of {node.op.name}, recorded at {node.recorded_at}, was freed "
-                    f"by the backward at {describe_site(node.freed)}: pass retain_graph=True there, or detach() what "
-                    "is used again"
-                )
+            refuse_freed(node)
             todo += [edge[0] for edge in edges if edge is not None]
         return [seen[number] for number in sorted(seen)]
 
@@ -107,6 +90,8 @@ class Walk:
                 self._arrive(node, index, gradient)
         for node in reversed(self.nodes):
             arrived = self.cotangents.get(node)
+            if watchers:
+                tell(node)
             if arrived is not None and isinstance(node, Node) and any(a is not None for a in arrived):
                 indices = [i for i, e in enumerate(self.edges[node]) if e is not None and e[0].number in needed]
                 if indices:
@@ -116,6 +101,8 @@ class Walk:
             if not self.retain and isinstance(node, Node):
                 node.free(self.site)
             self.saved.pop(node, None)
+        if watchers:
+            tell(None)
 
     def _arrive(self, node: Any, index: int, gradient: Any, own: bool = False) -> None:
         if gradient is None:
@@ -272,7 +259,7 @@ class Walk:
         for text, part in (part for group in _groups(op, tuple(indices)) for part in group.parts):
             known = {**values, **self._metadata(node, indices, part)}
             result = text.function(numpy_face, **arguments(text, known, node.attributes))
-            for i, gradient in zip(part, result if isinstance(result, tuple) else (result,), strict=True):
+            for i, gradient in given_by(op, part, result):
                 if i is not None and gradient is not None:
                     meta: Any = node.metas[i]
                     self._deliver(node, i, finished(numpy_face, op, op.input_name(i), gradient, meta))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+from sys import _getframe
 from types import CodeType
+from typing import Any
 
 Site = tuple[CodeType, int]
 
@@ -34,20 +35,20 @@ def _is_ours(filename: str) -> bool:
 
 def here(depth: int = 1) -> Site | None:
     """The innermost frame outside the package, as (code, offset); `depth` frames are skipped unseen."""
-    frame = sys._getframe(depth)
-    files = _files
-    while True:
-        code = frame.f_code
-        name = code.co_filename
-        try:
-            ours = files[name]
-        except KeyError:
-            ours = _is_ours(name)
-        if not ours:
-            return code, frame.f_lasti
-        if frame.f_back is None:
-            return None
+    frame = _getframe(depth)
+    code = frame.f_code
+    if _files.get(code.co_filename, True):
+        return _above(frame)
+    return code, frame.f_lasti
+
+
+def _above(frame: Any) -> Site | None:
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not (_files[name] if name in _files else _is_ours(name)):
+            return frame.f_code, frame.f_lasti
         frame = frame.f_back
+    return None
 
 
 def line_of(site: Site) -> int:

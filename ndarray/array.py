@@ -1,7 +1,8 @@
 """`Array`: a view of a chunk, with NumPy's semantics.  `NDArray` (ndarray.py) puts MXNet's rules on top.
 
 An array has a geometry (shape, strides, offset) over a chunk whose current buffer holds, or will hold, the bytes.  A
-*young* array is only a value yet, a raw array that nobody writes: it gets its chunk when somebody asks for that.
+*young* array is only a value yet, a raw array that nobody writes: it gets its chunk when somebody asks for that.  The
+tape keeps the values of small ones as they are, so the chunk of a small array is made of a copy.
 Shape and dtype are known at once; the bytes exist when the engine has run what was pushed.  Nothing here waits except
 what reading.py adds.  An array may be used, written and waited for by any thread.
 """
@@ -23,8 +24,8 @@ from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index, is_whole, refusal
 from .interchange import Interchange
-from .line import DETACHED, READ_ONLY, Line, scope
-from .memory import SMALL, follow
+from .line import DETACHED, READ_ONLY, Line, line_of, scope
+from .memory import KEPT, SMALL, follow
 from .reading import describe
 from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, literal_shape
 
@@ -53,7 +54,7 @@ class Array(Interchange):
     _shape: Shape
     _strides: Strides  # None: C order
     _offset: int
-    _line: Line | None  # None: the chunk's
+    _line: Any  # a Line, or None: the chunk's.  A young array's may be a node of the tape: see line.line_of
     _derived: tuple[Any, Any] | None  # (entry of the line, the entry of this view derived from it)
     _logical: bool  # truth values, whatever the dtype: as an index it is a mask
 
@@ -95,15 +96,15 @@ class Array(Interchange):
         return cls._young(place_of(_engine.current(), as_context(context)), raw)
 
     def _grow(self) -> Chunk:
-        """A young array's chunk.  From then on its memory may be written."""
+        """A young array's chunk.  From then on the chunk's memory may be written: see `writable`."""
         place = self._place
 
         def plan() -> Admission:
             raw = self._raw
             if raw is None:  # another thread, or a finalizer, was here
                 return None, (), (), (), [], [], False
-            chunk = Chunk(Buffer(place.engine, self._shape, raw.dtype, place.device, raw), place)
-            chunk.line = self._line
+            chunk = Chunk(Buffer(place.engine, self._shape, raw.dtype, place.device, writable(raw)), place)
+            chunk.line = line_of(self._shape, self._line)
             steps = [(setattr, self, "_chunk", chunk), (setattr, self, "_line", None), (setattr, self, "_raw", None)]
             return None, (), (), (), steps, [self._line], False
 
@@ -362,7 +363,7 @@ class Array(Interchange):
     @property
     def grad(self) -> Self | None:
         """The gradient array of a marked array, the same object every time; None for others."""
-        line = self._tape_line
+        line = None if self._raw is not None else self._tape_line
         if line is None or line.gradient is None or not self._is_root(line):
             return None
         return line.gradient  # type: ignore[no-any-return]
@@ -389,8 +390,8 @@ class Array(Interchange):
     @property
     def _tape_line(self) -> Line | None:
         """The line that the array is on."""
-        line = self._line
-        if line is not None or self._raw is not None:
+        line: Line | None = self._line
+        if type(line) is Line or (line is None and self._raw is not None):
             return line
         return self._chunk.line
 
@@ -427,6 +428,16 @@ class Array(Interchange):
         return bool((self.asnumpy() == value).any())
 
     __hash__ = object.__hash__
+
+
+def writable(raw: RawArray) -> RawArray:
+    """A young array's value as a chunk's memory: a copy of a small one, for the tape may keep that itself."""
+    if raw.size >= KEPT:
+        return raw
+    copy = raw.copy()
+    if copy.nbytes >= SMALL:
+        follow(copy)
+    return copy
 
 
 def _rebuild(cls: type[A], raw: RawArray, device_type: str, device_id: int) -> A:

@@ -40,6 +40,11 @@ class Line:
         return extent(self.shape, self.strides, self.offset)
 
 
+def line_of(shape: Shape, name: Any) -> Line | None:
+    """What `Array._line` of a young array says as a line: a node of the tape stands for that of its first output."""
+    return name if name is None or type(name) is Line else Line(shape, None, 0, (name, 0))
+
+
 class Scope:
     """How one context runs operators.  Immutable: a change of mode is another scope.
 

@@ -24,6 +24,8 @@ from weakref import ref
 from ..engine.atomic import attempt
 
 SMALL = 4096  # bytes
+PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype
+KEPT = 32_768  # elements: the tape keeps the raw array of a smaller young array as it is
 LONG = 128  # events that wait to be counted
 
 

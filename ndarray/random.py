@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,38 @@ def _name(context: Context) -> str:
     return f"gpu{context.device_id}" if context.device_type == "gpu" else "cpu"
 
 
+class Draws:
+    """The numbers that the pushes of one context have taken, to be given to the same pushes once more.
+
+    `given`: what is given instead of new ones, None while they are noted.   `outer`: what noted or gave before.
+    """
+
+    __slots__ = ("given", "outer", "taken")
+
+    def __init__(self, given: Iterator[Seed] | None = None, outer: Draws | None = None) -> None:
+        self.taken: list[Seed] = []
+        self.given, self.outer = given, outer
+
+    def next(self, context: Context) -> Seed:
+        """The number of the next push."""
+        found = None if self.given is None else next(self.given, None)
+        if found is None:
+            found = _next(context) if self.outer is None else self.outer.next(context)
+        self.taken.append(found)
+        return found
+
+
+#: what gives the numbers of this thread's or task's pushes, None: their device's stream
+draws: ContextVar[Draws | None] = ContextVar("vardag_draws", default=None)
+
+
 def take(context: Context) -> Seed:
     """The next number of the context's device.  Called once a push, in push order."""
+    own = draws.get()
+    return _next(context) if own is None else own.next(context)
+
+
+def _next(context: Context) -> Seed:
     name = _name(context)
     stream = _streams.get(name)
     if stream is None:

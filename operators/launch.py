@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from ..ndarray.shape import Shape, Strides
 from .schema import Attributes, Operator, Step, call_into
 
 View = tuple[Buffer, Shape, Strides, int]
+
+#: who makes the operations of this thread or task instead (autograd/anomaly.py); `watchers`: all there are now
+watch: ContextVar[Any] = ContextVar("vardag_watch", default=None)
+watchers: list[Any] = []
 
 
 SPLIT = 1 << 19  # elements of the result from which an elementwise operator is done in tiles

@@ -30,7 +30,7 @@ from ..ndarray.random import take
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .fusion import FUSE, fusible
-from .launch import HELPED, WORTH, Launch
+from .launch import HELPED, WORTH, Launch, watch, watchers
 from .schema import Attributes, Meta, Operator, size_of
 from .tiny import INLINE, at_once, prepare
 
@@ -339,6 +339,8 @@ class _Push:
         op = self.op
         work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
         words = _Described(op, self.inputs)
+        if watchers and (watcher := watch.get()) is not None:
+            return watcher.forward(launch, words)  # type: ignore[no-any-return]
         if (op.elementwise and size_of(self.made) >= FUSE) or op.consumed is not None or op.by_rows:
             joining = fusible(launch, words)
             if joining is not None:

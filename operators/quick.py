@@ -14,10 +14,13 @@ import numpy as np
 
 from ..ndarray.array import Array
 from ..ndarray.device import Place, RawArray
-from ..ndarray.line import Line, scope
+from ..ndarray.line import scope
+from ..ndarray.memory import PAGE
 from . import tiny
-from .tiny import PAGE, fails, settled, unchanged
+from .tiny import fails, settled, unchanged
 
+CONSTANTS = 1024  # numbers that are kept as arrays
+HALF = 65504  # the largest float16
 EXACT = 2**20  # integers up to here are themselves in float32, and no float overflows
 
 _new = object.__new__
@@ -85,15 +88,20 @@ def pair(rule: Ufunc) -> Any:
                 b = y._raw
                 if b is None or y._place is not place or y._shape != shape or b.dtype is not dtype:
                     return mixed(x, y)
-            elif number(y, dtype):
-                b = y
             else:
-                return general(x, y)
+                b = constants((y, dtype)) if y.__class__ is float or y.__class__ is int else None
+                if b is None:
+                    b = constant(y, dtype)
+                    if b is None:
+                        return general(x, y)
         elif type(y) is cls:
-            a, b, place, shape = x, y._raw, y._place, y._shape
-            if b is None or not number(x, b.dtype):
+            b, place, shape = y._raw, y._place, y._shape
+            if b is None:
                 return mixed(x, y)
             dtype, size = b.dtype, b.size
+            a = constant(x, dtype)
+            if a is None:
+                return general(x, y)
         else:
             return general(x, y)
         engine = place.engine
@@ -106,8 +114,9 @@ def pair(rule: Ufunc) -> Any:
             and engine._instrument is None
             and not engine._closed
         ):
-            if get().recorder is not None:
-                return mixed(x, y)
+            recorder = get().recorder
+            if recorder is not None and dtype not in same:
+                return general(x, y)
             try:
                 raw = engine.kernel_context.copy().run(ufunc, a, b)
             except MemoryError:
@@ -116,51 +125,60 @@ def pair(rule: Ufunc) -> Any:
                 if not fails(engine.kernel_context, ufunc, a, b):
                     raise
                 return general(x, y)
-            if type(raw) is _ndarray and (a is x or x._raw is a) and (b is y or y._raw is b) and not engine.writing:
-                engine.ran_at_once += 1
+            if type(raw) is _ndarray:
                 if stored and raw.dtype is not dtype:
                     raw = engine.kernel_context.copy().run(raw.astype, dtype)
-                new = _new(cls)
-                new._raw, new._place, new._shape, new._strides, new._offset = raw, place, shape, None, 0
-                new._line = new._derived = None
-                new._logical = logical
-                return new
+                node = None if recorder is None else recorder.pair(op, x, y, a, b, raw, dtype)
+                if (type(x) is not cls or x._raw is a) and (type(y) is not cls or y._raw is b) and not engine.writing:
+                    engine.ran_at_once += 1
+                    new = _new(cls)
+                    new._raw, new._place, new._shape, new._strides, new._offset = raw, place, shape, None, 0
+                    new._line, new._derived, new._logical = node, None, logical
+                    return new
         return general(x, y)
 
     def mixed(x: Any, y: Any) -> Any:
         """An operand has a chunk already, or they are larger."""
-        first = settled(x) if type(x) is cls else (x, None, None, 0)
-        second = settled(y) if type(y) is cls else (y, None, None, 0)
-        recorder = get().recorder
-        if first is None or second is None:
+        first: Any = settled(x) if type(x) is cls else None
+        second: Any = first if y is x else settled(y) if type(y) is cls else None
+        array, (raw, *_) = (x, first) if first is not None else (y, second or (None,))
+        if raw is None:
+            return general(x, y)
+        place, dtype, recorder = array._place, raw.dtype, get().recorder
+        if type(x) is not type(y):  # a number; a host array is copied by the general path
+            number = constant(y if array is x else x, dtype), None, None, 0
+            first, second = (first, number) if array is x else (number, second)
+        elif first is None or second is None or y._place is not place:
             return general(x, y)
         a, b = first[0], second[0]
-        array, raw = (x, a) if type(x) is cls else (y, b)
-        place, dtype = array._place, raw.dtype
-        if type(x) is not type(y):  # a number; a host array is copied by the general path
-            usual = number(b if raw is a else a, dtype)
-        else:
-            usual = a.dtype is b.dtype and a.shape == b.shape and y._place is place
-        if not usual or raw.size > most or dtype not in (dtypes if raw.size < PAGE and recorder is None else same):
+        if a is None or b is None or raw.size > most or (a.shape != b.shape and type(x) is type(y)):
+            return general(x, y)
+        if a.dtype is not b.dtype or dtype not in (dtypes if raw.size < PAGE and recorder is None else same):
             return general(x, y)
         if not place.engine.calm():
             return general(x, y)
-        node = None
-        if recorder is not None:
-            operands = x if type(x) is cls else dtype.type(x), y if type(y) is cls else dtype.type(y)
-            node = recorder.node(None, op, operands, {}, ((array._shape, dtype),), ())
-            if node is not None and raw.size >= tiny.COPIED and (node.retention.inputs or node.retention.outputs):
+        node, large = None, raw.size >= tiny.COPIED
+        if recorder is not None and large:
+            node = recorder.node(
+                None,
+                op,
+                (a if first[1] is None else x, b if second[1] is None else y),
+                {},
+                ((array._shape, dtype),),
+                (),
+            )
+            if node is not None and (node.retention.inputs or node.retention.outputs):
                 return general(x, y)
         made = elementwise(place, ufunc, dtype, stored, a, b)
-        if made is not None and node is not None:
-            tiny.save(node, operands, (a, b), (made,))
-        if made is None or not unchanged(first) or not unchanged(second) or place.engine.writing:
+        if made is None:
+            return general(x, y)
+        if recorder is not None and not large:
+            node = recorder.pair(op, x, y, a, b, made, dtype)
+        if not unchanged(first) or not unchanged(second) or place.engine.writing:
             return general(x, y)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
-        new._logical = logical
-        if node is not None:
-            new._line = Line(new._shape, None, 0, (node, 0))
+        new._line, new._logical = node, logical
         return new
 
     return function
@@ -172,6 +190,24 @@ def number(value: Any, dtype: Any) -> bool:
     return (kind is float or kind is int) and dtype.kind == "f" and -EXACT <= value <= EXACT
 
 
+#: Python numbers as arrays without axes, by value and dtype: a ufunc takes those at half the price.  No zeros, of which
+#: there are two.
+_constants: dict[Any, RawArray] = {}
+constants = _constants.get
+
+
+def constant(value: Any, dtype: Any) -> RawArray | None:
+    """A `number` as an array of this dtype, None for another value."""
+    if not number(value, dtype) or (dtype.itemsize == 2 and abs(value) > HALF):
+        return None
+    found = np.asarray(value, dtype)
+    if value:
+        if len(_constants) >= CONSTANTS:
+            _constants.clear()
+        _constants[value, dtype] = found
+    return found
+
+
 def single(rule: Ufunc) -> Any:
     """A ufunc of one operand as a function (x)."""
     op, ufunc, cls, general, dtypes, same, stored, most, logical = rule
@@ -181,7 +217,8 @@ def single(rule: Ufunc) -> Any:
         if type(x) is not cls:
             return general(x)
         a, place = x._raw, x._place
-        if a is None or a.size > few or get().recorder is not None:
+        recorder = get().recorder
+        if a is None or a.size > few or (recorder is not None and a.dtype not in same):
             return larger(x)
         engine, dtype = place.engine, a.dtype
         if (
@@ -199,15 +236,16 @@ def single(rule: Ufunc) -> Any:
                 if not fails(engine.kernel_context, ufunc, a):
                     raise
                 return general(x)
-            if type(raw) is _ndarray and x._raw is a and not engine.writing:
-                engine.ran_at_once += 1
+            if type(raw) is _ndarray:
                 if stored and raw.dtype is not dtype:
                     raw = engine.kernel_context.copy().run(raw.astype, dtype)
-                new = _new(cls)
-                new._raw, new._place, new._shape, new._strides, new._offset = raw, place, x._shape, None, 0
-                new._line = new._derived = None
-                new._logical = logical
-                return new
+                node = None if recorder is None else recorder.single(op, x, a, raw)
+                if x._raw is a and not engine.writing:
+                    engine.ran_at_once += 1
+                    new = _new(cls)
+                    new._raw, new._place, new._shape, new._strides, new._offset = raw, place, x._shape, None, 0
+                    new._line, new._derived, new._logical = node, None, logical
+                    return new
         return general(x)
 
     def larger(x: Any) -> Any:
@@ -221,21 +259,22 @@ def single(rule: Ufunc) -> Any:
             return general(x)
         if not place.engine.calm():
             return general(x)
-        node = None
-        if recorder is not None:
+        node, large = None, size >= tiny.COPIED
+        if recorder is not None and large:
             node = recorder.node(None, op, (x,), {}, ((x._shape, dtype),), ())
-            if node is not None and size >= tiny.COPIED and (node.retention.inputs or node.retention.outputs):
+            if node is not None and (node.retention.inputs or node.retention.outputs):
                 return general(x)
         made = elementwise(place, ufunc, dtype, stored, raw)
-        if made is not None and node is not None:
-            tiny.save(node, (x,), (raw,), (made,))
-        if made is None or not unchanged(seen) or place.engine.writing:
+        if made is None:
+            return general(x)
+        if recorder is not None and not large:
+            node = recorder.single(op, x, raw, made)
+        if not unchanged(seen) or place.engine.writing:
             return general(x)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
         new._logical = logical
-        if node is not None:
-            new._line = Line(new._shape, None, 0, (node, 0))
+        new._line = node
         return new
 
     return function

@@ -7,18 +7,20 @@ broadcasting is undone, the shape checked, the dtype made the input's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ..engine import InternalError, Kind, Operation
+from ..engine import ArgumentError, InternalError, Kind, Operation
 from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import BOOL, FLOAT32, NARROW
 from ..ndarray.shape import Shape
+from .launch import watch, watchers
 from .schema import Attributes, Meta, Operator, Step, Text, registry
 
+T = TypeVar("T")
 _ndarray = np.ndarray
 
 
@@ -158,14 +160,26 @@ def undo_broadcast(F: Any, gradient: Any, shape: Shape) -> Any:
     return F.reshape(gradient, shape=shape)
 
 
+def given_by(op: Operator, wanted: Sequence[T], result: Any) -> Iterator[tuple[T, Any]]:
+    """What a text has given, each with what it is for."""
+    results = result if isinstance(result, tuple) else (result,)
+    if len(results) != len(wanted):
+        raise ArgumentError(f"[{op.name}] its gradient gave {len(results)} arrays, {len(wanted)} expected")
+    return zip(wanted, results, strict=True)
+
+
 def finished(F: Any, op: Operator, name: str, gradient: Any, meta: Meta) -> Any:
     """A text's result as the gradient of an input with this meta: same shape, same dtype."""
     shape, dtype = meta
-    if op.broadcasts:
-        if tuple(gradient.shape) != shape:
+    have = tuple(gradient.shape)
+    if have != shape:
+        wrong = ArgumentError(f"[{op.name}] its gradient for {name} has shape {have}, {shape} expected")
+        if not op.broadcasts:
+            raise wrong
+        try:
             gradient = undo_broadcast(F, gradient, shape)
-    elif tuple(gradient.shape) != shape:
-        raise InternalError(f"operator {op.name}: the gradient of {name} has shape {gradient.shape}, not {shape}")
+        except ValueError:
+            raise wrong from None
     return gradient if gradient.dtype == dtype else F.cast(gradient, dtype=dtype)
 
 
@@ -201,8 +215,7 @@ class GradientLaunch:
         own = [id(v) for v in values.values()]
         for text, metadata, outs in self.parts:
             result = text.function(raw, **arguments(text, {**values, **metadata}, self.attributes))
-            results = result if isinstance(result, tuple) else (result,)
-            for out, gradient in zip(outs, results, strict=True):
+            for out, gradient in given_by(op, outs, result):
                 if out is None:
                     continue
                 name, meta, _ = out
@@ -240,5 +253,7 @@ def _raw(value: Any, narrow: bool) -> Any:
 
 def gradient_operation(launch: GradientLaunch, recorded_at: str) -> Operation:
     """The engine operation of a gradient, not yet admitted."""
+    if watchers and (watcher := watch.get()) is not None:
+        return watcher.backward(launch, recorded_at)  # type: ignore[no-any-return]
     name = f"backward of {launch.op.name}"
     return Operation(Kind.KERNEL, launch, name, operands=f"recorded at {recorded_at}", nbytes=launch.weigh)

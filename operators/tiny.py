@@ -25,12 +25,10 @@ from ..ndarray.buffer import Buffer, Saved, hold
 from ..ndarray.device import Place
 from ..ndarray.dtype import NARROW
 from ..ndarray.line import Line
-from ..ndarray.memory import SMALL
 from ..ndarray.shape import Shape
 from .fusion import FUSE
 from .schema import Attributes, Meta, Operator, size_of
 
-PAGE = SMALL // 8  # elements: fewer are of less than a page, whatever their dtype, and nobody counts their memory
 INLINE = 131_072.0  # units of work (about 0.2 ns) that may run within the push, under the order lock
 COPIED = 32_768  # elements: the tape keeps smaller values as copies, larger ones by holds
 NOW = 600_000.0  # units of work that may run on the caller's thread without a lock: about what another thread costs
@@ -147,6 +145,8 @@ class Ready(NamedTuple):
     zero_d: Shape
     #: outputs that are stored in another dtype than the kernel gives
     stored: frozenset[int]
+    #: see `Recorder.again`
+    forms: dict[Any, Any]
 
 
 def prepare(
@@ -165,7 +165,7 @@ def prepare(
         for i, meta in enumerate(made[: len(op.outputs)])
         if dtype is not None and meta is not None and meta[1] != dtype
     )
-    return Ready(op, attributes, made, dtype, zero_d, others)
+    return Ready(op, attributes, made, dtype, zero_d, others, {})
 
 
 def at_once(
@@ -185,7 +185,7 @@ def at_once(
         return None
     node = None
     if recorder is not None:
-        node = recorder.node(None, op, inputs, attributes, made, ())
+        node = recorder.again(call.forms, op, inputs, attributes, made)
         if node is not None and call.stored and any(i in call.stored for i, _ in node.retention.outputs):
             return None  # gradients use what is stored
 
@@ -206,7 +206,7 @@ def at_once(
             raw = place.engine.kernel_context.copy().run(raw.astype, call.dtype)
         new = cls._young(place, raw if raw.shape else raw.reshape(call.zero_d))
         if node is not None:
-            new._line = Line(new._shape, None, 0, (node, i))
+            new._line = Line(new._shape, None, 0, (node, i)) if i else node
             name = op.outputs[i]
             if name in node.names and name not in node.saved:
                 # Nobody else knows it yet: the hold needs no lock.
@@ -220,9 +220,8 @@ def at_once(
 
 
 def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequence[Any]) -> None:
-    """Copies of what the gradient texts name: of small values, that costs less than to protect them.
-
-    Of larger ones it saves nothing, but for saved outputs, which nobody else has.
+    """What the gradient texts name, of small values: the raw arrays of young arrays, copies of others, for that costs
+    less than to protect them.  Of larger ones it saves nothing, but for saved outputs, which nobody else has.
     """
     saved, outputs = node.saved, len(node.op.outputs)
     for i, key in node.retention.inputs:
@@ -230,11 +229,11 @@ def save(node: Any, inputs: Sequence[Any], arrays: Sequence[Any], filled: Sequen
         if not isinstance(x, Array):
             saved[key] = x
         elif arrays[i].size < COPIED:
-            saved[key] = arrays[i].copy()
+            saved[key] = arrays[i] if x._raw is arrays[i] else arrays[i].copy()
     for i, name in node.retention.outputs:
         raw = filled[i]
         if raw is not None and (i >= outputs or raw.size < COPIED):
-            saved[name] = raw if i >= outputs else raw.copy()
+            saved[name] = raw
 
 
 def _hold(node: Any, inputs: Sequence[Any], looks: Looks, place: Place) -> bool:

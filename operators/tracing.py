@@ -16,10 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from .quick import constant
 from .schema import Operator, registry
 from .texts import prepared
 
 Program = Callable[..., tuple[Any, ...]]
+
+#: Python's operators that take a number for its value in the array's dtype.  Powers have ways of their own for some.
+PLAIN = frozenset((operator.add, operator.sub, operator.mul, operator.truediv))
 
 _ndarray = np.ndarray
 
@@ -95,6 +99,7 @@ class Trace:
         self._inputs: list[str] = []
         self._lines: list[tuple[str, str, tuple[str, ...]]] = []  # (name, expression, names that it uses)
         self._known: dict[str, Any] = {}  # functions and constants of the program
+        self._numbers: dict[Any, Any] = {}
         self._whole: set[str] = set()  # names of what is in C order for certain: inputs, and what kernels make of it
 
     def input(self, raw: Any) -> Traced:
@@ -113,6 +118,11 @@ class Trace:
         words = [x.name if type(x) is Traced else self._name("c", x) for x in arguments]
         expression = f"{self._name('f', function)}({', '.join(words)})"
         return self._line(expression, tuple(x.name for x in arguments if type(x) is Traced), result)
+
+    def _number(self, value: Any, dtype: Any) -> Any:
+        """A number as an array without axes, which costs a ufunc half as much; the same one each time."""
+        found = constant(value, dtype)
+        return value if found is None else self._numbers.setdefault((repr(value), dtype), found)
 
     def _line(self, expression: str, used: tuple[str, ...], result: Any) -> Any:
         name = f"t{len(self._lines)}"
@@ -145,6 +155,9 @@ class Trace:
 
     def apply(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Traced:
         """One of Python's operators."""
+        if function in PLAIN:
+            dtype = next(x.dtype for x in inputs if type(x) is Traced)
+            inputs = [x if type(x) is Traced else self._number(x, dtype) for x in inputs]
         result: Traced = self.run(function, *inputs)
         self._spend(result.size)
         if function is not operator.matmul and self._are_whole(inputs):

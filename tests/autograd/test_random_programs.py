@@ -359,7 +359,7 @@ def test_broken_rules_are_noticed(broken: str, least: int, monkeypatch: pytest.M
     if broken == "holds":
         monkeypatch.setattr("vardag.operators.push.hold", lambda *_: [])
     elif broken == "entries of writes":
-        monkeypatch.setattr("vardag.autograd.tape.Recorder.written", lambda *_: [])
+        monkeypatch.setattr("vardag.autograd.recorder.Recorder.written", lambda *_: [])
     elif broken == "entries of views":
         monkeypatch.setattr(Array, "_is_root", lambda self, line: True)
     else:

@@ -229,3 +229,97 @@ def test_two_threads_share_leaves() -> None:
     for t in threads:
         t.join(60)
     assert x.grad.asnumpy().tolist() == [60 * 2, 60 * 4, 60 * 6]
+
+
+# ---- async with ------------------------------------------------------------------------------------------------------
+
+
+async def test_async_blocks_say_what_blocks_say() -> None:
+    async with record():
+        assert state() == (True, True)
+        async with predict_mode():
+            assert state() == (True, False)
+            await asyncio.sleep(0)
+            assert state() == (True, False)
+        async with pause():
+            assert state() == (False, False)
+            async with train_mode(), record(train_mode=False):
+                assert state() == (True, False)
+        assert state() == (True, True)
+    with pytest.raises(KeyError):
+        async with record():
+            raise KeyError
+
+
+async def test_async_blocks_of_tasks_that_take_turns() -> None:
+    """Each task enters and leaves while the others are inside; every gradient is its own."""
+    block = record()  # one block for all
+
+    async def work(k: int) -> list[float]:
+        x = nd.array([1, 2, 3])
+        x.attach_grad()
+        y = x
+        async with block:
+            for _ in range(k):
+                await asyncio.sleep(0)
+                assert state() == (True, True)
+                y = y * 2
+        assert state() == (False, False)
+        await asyncio.sleep(0)
+        y.backward()
+        return list(x.grad.asnumpy().tolist())
+
+    found = await asyncio.gather(*(work(k) for k in (5, 1, 3, 2, 8)))
+    assert found == [[float(2**k)] * 3 for k in (5, 1, 3, 2, 8)]
+
+
+async def test_setters_and_transforms_stay_in_their_task() -> None:
+    turn = asyncio.Event()
+
+    async def setting() -> None:
+        set_recording(True)
+        set_training(True)
+        await turn.wait()
+        assert state() == (True, True)
+        set_recording(False)
+
+    async def other() -> None:
+        await asyncio.sleep(0)
+        assert state() == (False, False)
+        gradient = autograd.value_and_grad(lambda x: x * x)(nd.array([3]))[1]
+        turn.set()
+        assert gradient.asscalar() == 6 and state() == (False, False)
+
+    await asyncio.gather(setting(), other())
+
+
+async def test_a_block_is_left_by_whoever_entered_it() -> None:
+    block = record()
+
+    async def enter() -> None:
+        await block.__aenter__()
+
+    await asyncio.create_task(enter())
+    assert not is_recording()
+    with pytest.raises(vd.engine.ArgumentError, match="is left in the thread or task that entered it"):
+        await block.__aexit__(None, None, None)
+
+
+async def test_a_cancelled_task_leaves_its_block() -> None:
+    entered = asyncio.Event()
+    states = []
+
+    async def work() -> None:
+        try:
+            async with record():
+                entered.set()
+                await asyncio.Event().wait()
+        finally:
+            states.append(state())
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert states == [(False, False)]

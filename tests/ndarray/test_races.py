@@ -13,7 +13,7 @@ import pytest
 
 import vardag as vd
 from vardag import autograd, nd
-from vardag.autograd.tape import Recorder
+from vardag.autograd.recorder import Recorder
 from vardag.engine import Engine
 from vardag.engine.testing import Gate
 from vardag.operators.tiny import COPIED
