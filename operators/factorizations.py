@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from ..ndarray.device import one_blas_thread
 from .faces import Rule
 from .infer import floating, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
@@ -25,6 +26,7 @@ def _stacks() -> bool:
     return True
 
 
+one_blas_thread()  # SciPy has a BLAS of its own
 STACKS = _stacks()
 LARGE = 24  # matrices of a stack from which SciPy is quicker than NumPy's solution of general systems
 RULE = Rule(rename={"A": "x", "B": "y"}, method=False)

@@ -137,7 +137,9 @@ def _float_like_first(metas: Metas, attributes: Attributes) -> Inferred:
 BELOW = "at 0 the gradient is that from below"
 
 
-def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, **attributes: Any) -> Operator:
+def _activation(
+    name: str, steps: Any, gradient: Any, reference: Any, doc: str, cost: float = 16, **attributes: Any
+) -> Operator:
     """Declare a floating-point unary operator with one attribute at most: steps(x, t, out, ...) gives the C calls."""
 
     def kernel(xp: Any, x: Any, *, out: Any) -> Any:
@@ -151,7 +153,7 @@ def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, 
         infer=_float_like_first,
         atomic=True,
         elementwise=True,
-        cost=16,
+        cost=cost,
         samples=[Sample((2, 3), low=low, high=low + 1.8, **attributes) for low in (-2, 0.1)],
         reference=reference,
         nd=False,
@@ -189,7 +191,7 @@ def _normal(x: Any, t: Any, out: Any) -> Any:
 _activation("leaky_relu", _straight,
             lambda F, g, x, slope: F.where(F.greater(x, 0), g, g * slope),
             lambda x, slope: np.where(x > 0, x, slope * x),
-            "x where positive, else slope x.", slope=0.1)
+            "x where positive, else slope x.", cost=4, slope=0.1)
 _activation("elu", _curved,
             lambda F, g, x, out, slope: F.where(F.greater(x, 0), g, g * (out + slope)),
             lambda x, slope: np.where(x > 0, x, slope * np.expm1(x)),

@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import special
-
 from .products import product
 
 #: the gates of each mode; h is the new state
@@ -122,6 +120,14 @@ def forward(
     out[...] = joined
 
 
+def _sigmoid(xp: Any, x: Any, out: Any) -> None:
+    """1 / (1 + exp(-x)), which NumPy has in vectors, as SciPy has not; x is used up."""
+    xp.negative(x, x)
+    xp.exp(x, x)
+    xp.add(x, 1, x)
+    xp.reciprocal(x, out)
+
+
 def _step(xp: Any, plan: Plan, z: Any, u: Any, v: Any, h: Any, c: Any, kept: Any) -> tuple[Any, Any]:
     """(state, not projected, and cell) after one step; z: the input's part of the gates, u, v: the state's weights and
     bias.
@@ -131,9 +137,9 @@ def _step(xp: Any, plan: Plan, z: Any, u: Any, v: Any, h: Any, c: Any, kept: Any
     new = parts[-1]
     if plan.mode == "lstm":
         gates += z
-        special.expit(gates[:, : 2 * n], kept[:, : 2 * n])
+        _sigmoid(xp, gates[:, : 2 * n], kept[:, : 2 * n])
         xp.tanh(gates[:, 2 * n : 3 * n], parts[2])
-        special.expit(gates[:, 3 * n :], parts[3])
+        _sigmoid(xp, gates[:, 3 * n :], parts[3])
         i, f, g, o, cell, _ = parts
         xp.multiply(f, c, cell)
         cell += i * g
@@ -142,7 +148,7 @@ def _step(xp: Any, plan: Plan, z: Any, u: Any, v: Any, h: Any, c: Any, kept: Any
         return new, cell
     if plan.mode == "gru":
         gates += v
-        special.expit(gates[:, : 2 * n] + z[:, : 2 * n], kept[:, : 2 * n])
+        _sigmoid(xp, gates[:, : 2 * n] + z[:, : 2 * n], kept[:, : 2 * n])
         r, update, candidate, part, _ = parts
         part[...] = gates[:, 2 * n :]
         xp.tanh(z[:, 2 * n :] + r * part, candidate)

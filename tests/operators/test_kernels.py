@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl  # type: ignore[import-untyped]
 from scipy import special
 
 from vardag import autograd, nd
@@ -123,3 +124,9 @@ def test_orders_are_stable(dtype: str) -> None:
             np.testing.assert_array_equal(
                 nd.topk(a, axis=axis, k=k, is_ascend=True, dtype="int64").asnumpy(), up[first]
             )
+
+
+def test_every_blas_has_one_thread() -> None:
+    """SciPy's too: bits depend on the number of threads, and the engine's workers are the one budget of threads."""
+    blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    assert blas and all(library["num_threads"] == 1 for library in blas), blas

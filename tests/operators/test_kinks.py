@@ -111,6 +111,7 @@ def slopes(function: Any, *values: Any) -> list[Any]:
         (lambda x: nd.Pooling(x, kernel=(2,), pool_type="max"), [[[[1.0, 1]]]], [[[[1, 0]]]]),
         (nd.MAERegressionOutput, [[[1.0]], [[1.0]]], [[[-1]], [[0]]]),
         (lambda x: nd.smooth_l1(x, scalar=1.0), [[-1.0, 1]], [[-1, 1]]),
+        (lambda x, y: nd.contrib.index_copy(x, nd.array([1, 1]), y), [[1.0, 2], [3.0, 4]], [[1, 0], [1, 1]]),
     ],
 )  # fmt: skip
 def test_the_gradients_that_are_named(function: Any, values: Any, expected: Any) -> None:
