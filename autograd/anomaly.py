@@ -44,8 +44,8 @@ class detect_anomaly:
     infinite : bool
         Whether infinities count as well as NaN.
 
-    What this thread or task pushes within the block is looked at, in forward and in backward; backward may come in
-    another block than forward.  For searching: all of the engine is slow meanwhile.
+    What this thread or task pushes to the engine that is current at the beginning is looked at, in forward and in
+    backward; backward may come in another block than forward.  For searching: the engine is slow meanwhile.
 
     Sync: the end of the block waits for what was pushed in it.   Raises: AnomalyError, a FloatingPointError.
 

@@ -15,7 +15,7 @@ from weakref import ref
 
 from ..engine import ArgumentError, ArgumentTypeError, here
 from ..ndarray.array import Array
-from ..ndarray.buffer import Saved
+from ..ndarray.buffer import Chunk, Saved
 from ..ndarray.line import Line, Scope, scope, within
 from ..ndarray.random import Draws, Seed, draws
 from ..ndarray.reading import describe
@@ -42,7 +42,8 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
         Of arrays, other values, and trees of them; it gives an array, or a tree of arrays and other values.  It is
         given lazy copies of arrays on the tape.  It must do the same when it is called again: it runs in the same mode
         and draws the same random numbers.  Arrays that it knows from outside get their gradients too, and must not be
-        written between the two calls.  What it changes outside (running statistics) is put back after the second call.
+        written between the two calls.  What it changes outside (running statistics) is put back after the second call,
+        but for what it changes under `pause`, which happens twice.
 
     Outside of `record` it is `f`.  Use it as a decorator, or as ``checkpoint(f)(x)``.
 
@@ -74,50 +75,55 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Watch(Recorder):
-    """The recorder of a first call: it notes what from outside the call reads and changes.
+    """The recorder of a first call: it notes what memory the call reads and changes.
 
-    `start`: nodes below it are from outside.   `own`: the chunks of the arrays that the call was given.   `read`: the
-    chunks of arrays on the tape from outside, or these arrays while they are young, with their versions and in words.
-    `changed`: weak references to arrays updated by the way.
+    `start`: nodes below it are from outside.   `own`: the chunks of the arguments.   `read`, `changed`: by id, weak
+    references to chunks, or to arrays that are young; `read` with (shape, dtype).  What the call has made itself is
+    there too, and is soon gone.
     """
 
     __slots__ = ("changed", "name", "own", "read", "start")
 
-    def __init__(self, inplace: str | None, name: str) -> None:
+    def __init__(self, inplace: str | None, name: str, own: set[Any]) -> None:
         super().__init__(inplace)
-        self.name, self.start = name, number()
-        self.own: set[Any] = set()
-        self.read: dict[Any, tuple[int, str]] = {}
+        self.name, self.own, self.start = name, own, number()
+        self.read: dict[int, tuple[Any, Any]] = {}
         self.changed: dict[int, Any] = {}
 
-    def outside(self, array: Array) -> bool:
-        """Is it on the tape by what was recorded before the call?"""
-        name = array._line
-        if isinstance(name, Node):  # of a young array
-            return name.number < self.start
-        line = array._tape_line
-        entry = None if line is None else line.entry
-        return entry is not None and entry[0].number < self.start and array._chunk not in self.own
-
     def node(self, previous: Any, op: Any, inputs: Any, attributes: Any, made: Any, targets: Any) -> Any:
-        for target in targets:
-            if self.outside(target):
-                raise ArgumentError(
-                    f"[{op.name}] {describe(target)} is on the tape from outside of the checkpointed {self.name}, "
-                    "which must not write it, for it is called again"
-                )
+        for x in (*targets, *(inputs[op.inputs.index(name)] for name in op.updates)):
+            if isinstance(x, Array) and x._chunk not in self.own:
+                line = x._tape_line
+                if line is not None and line.entry is not None and line.entry[0].number < self.start:
+                    raise ArgumentError(
+                        f"[{op.name}] {describe(x)} is on the tape from outside of the checkpointed {self.name}, "
+                        "which must not write it, for it is called again"
+                    )
+                self.changed[id(x._chunk)] = ref(x._chunk)
         self.note(inputs)
-        for name in op.updates:
-            x = inputs[op.inputs.index(name)]
-            if isinstance(x, Array):
-                self.changed[id(x)] = ref(x)
         return super().node(previous, op, inputs, attributes, made, targets)
 
     def note(self, inputs: Sequence[Any]) -> None:
-        """Note what is read: memory, for a view may be gone soon."""
+        """Note what is read."""
         for x in inputs:
-            if isinstance(x, Array) and self.outside(x):
-                self.read.setdefault(x if x._raw is not None else x._chunk, (x.version, describe(x)))
+            if isinstance(x, Array):
+                memory: Any = x if x._raw is not None else x._chunk
+                known = self.read.get(id(memory))
+                if (known is None or known[0]() is not memory) and memory not in self.own:
+                    self.read[id(memory)] = ref(memory), x._meta
+
+    def outside(self, results: Sequence[Any]) -> tuple[list[tuple[Any, int, Any]], list[Any]]:
+        """What is left of what the call has read, with versions, and of what it has changed; results aside."""
+        own = {id(y._chunk) for y in results if isinstance(y, Array) and y._raw is None}
+        changed = {key: found for key, found in self.changed.items() if key not in own}
+        read = []
+        for found, meta in self.read.values():
+            memory = found()
+            if isinstance(memory, Array) and memory._raw is None:
+                memory = memory._chunk  # it is young no more
+            if memory is not None and id(memory) not in own and id(memory) not in self.changed:
+                read.append((ref(memory), memory.version, meta))
+        return read, list(changed.values())
 
     def again(self, forms: Any, op: Any, inputs: Any, attributes: Any, made: Any) -> Any:
         self.note(inputs)
@@ -145,7 +151,7 @@ class _Kept(NamedTuple):
     training: bool
     seeds: list[Seed]
     inner: list[int]
-    read: list[tuple[Any, int, str]]
+    read: list[tuple[Any, int, Any]]
     changed: list[Any]
 
 
@@ -159,10 +165,10 @@ def _first(f: Callable[..., Any], outer: Recorder, args: Any, kwargs: Any) -> An
         saved.entry = entry_of(x)
     rest = iter(values)
     kept = [(next(rest)[0], type(x)) if isinstance(x, Array) else x for x in leaves]
-    watch, noted = _Watch(outer.inplace, name), Draws(outer=draws.get())
     # An array that is not on the tape may be state, which the first call changes.
     given = [_restored(k) if isinstance(x, Array) and k[0].entry else x for k, x in zip(kept, leaves, strict=True)]
-    watch.own |= {x._chunk for x in given if isinstance(x, Array)}
+    own = {x._chunk for x in (*given, *arrays) if isinstance(x, Array)}
+    watch, noted = _Watch(outer.inplace, name, own), Draws(outer=draws.get())
     result = _call(f, form, given, Scope(watch, training, False), noted)
     outer.written_leaves += watch.written_leaves
     outputs, made = flatten(result)
@@ -171,8 +177,7 @@ def _first(f: Callable[..., Any], outer: Recorder, args: Any, kwargs: Any) -> An
         return result
     edges = _ends([outputs[i] for i in inner], watch.start)
     fresh = [_own(outputs[i]) for i in inner]
-    read = [(ref(x), version, words) for x, (version, words) in watch.read.items()]
-    second = _Kept(f, form, kept, training, noted.taken, inner, read, list(watch.changed.values()))
+    second = _Kept(f, form, kept, training, noted.taken, inner, *watch.outside(outputs))
     node = _CheckpointNode(second, name, edges, fresh)
     for i, y in enumerate(fresh):
         y._chunk.line = Line(y._shape, y._strides, y._offset, (node, i))
@@ -193,6 +198,11 @@ def _restored(kept: tuple[Saved, Any]) -> Any:
     """An array with the value and the entry that an argument had."""
     saved, face = kept
     return face._from_saved(saved, None)
+
+
+def _whole(chunk: Chunk) -> Array:
+    """All of a memory, off the tape."""
+    return Array._over(chunk, chunk.buffer.shape).detach()
 
 
 def _put_off(leaves: list[Any], kept: Sequence[Any], other: Array) -> None:
@@ -246,12 +256,12 @@ class _CheckpointNode(FunctionNode):
 
     def gradients(self, cotangents: list[Any], kept: dict[Any, Any]) -> Iterator[Any]:
         second: _Kept = kept["kept"]
-        for found, version, words in second.read:
-            x = found()
-            if x is not None and x.version != version:
+        for found, version, (shape, dtype) in second.read:
+            memory = found()
+            if memory is not None and memory.version != version:
                 raise GraphError(
-                    f"[{self.op.name}] recorded at {self.recorded_at}: {words}, which it read, was written before "
-                    "backward; give it as an argument, whose value is kept"
+                    f"[{self.op.name}] recorded at {self.recorded_at}: {dtype}{shape}, which it read, was written "
+                    "before backward; give it as an argument, whose value is kept"
                 )
         create = scope.get().recorder
         floor = number()
@@ -268,7 +278,7 @@ class _CheckpointNode(FunctionNode):
 
     def _again(self, second: _Kept, recorder: Recorder, cotangent: Array) -> list[Any]:
         """The heads of the second call."""
-        state = [(x, x.detach().copy()) for r in second.changed if (x := r()) is not None]
+        state = [(x := _whole(chunk), x.copy()) for found in second.changed if (chunk := found()) is not None]
         leaves = [_restored(x) if type(x) is tuple else x for x in second.leaves]
         mode = Scope(recorder, second.training, False)
         if settled(cotangent) is None:
@@ -277,7 +287,7 @@ class _CheckpointNode(FunctionNode):
             result = _call(second.f, second.form, leaves, mode, Draws(iter(second.seeds), draws.get()))
         finally:
             for x, value in state:
-                numpy_face.assign(value, out=x.detach())
+                numpy_face.assign(value, out=x)
         outputs, _ = flatten(result)
         heads = [outputs[i] if i < len(outputs) else None for i in second.inner]
         for head, made in zip(heads, self.made, strict=True):

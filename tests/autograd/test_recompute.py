@@ -281,6 +281,41 @@ def test_running_statistics_change_once() -> None:
     assert [a.asnumpy().tolist() for a in (y, mean, var, gamma.grad, beta.grad, x.grad)] == found[0]
 
 
+def test_state_that_it_reads_and_writes_changes_once() -> None:
+    x, mean, count = marked(1, 2, 3), nd.zeros(3), nd.zeros(2)
+
+    @autograd.checkpoint
+    def f(x: Any) -> Any:
+        mean[:] = mean * 0.5 + x.detach() * 0.5
+        count[1:] += 1
+        buffer = nd.zeros(3)
+        buffer[:] = 7
+        return x * x + buffer, buffer
+
+    with autograd.record():
+        y, buffer = f(x)
+        z = f(x)[0]
+    buffer[:] = 8  # a result, and nobody else's
+    autograd.backward([y, z])
+    assert x.grad.asnumpy().tolist() == [4, 8, 12] and count.asnumpy().tolist() == [0, 2]
+    np.testing.assert_allclose(mean.asnumpy(), [0.75, 1.5, 2.25])
+
+
+@pytest.mark.parametrize("young", [True, False])
+def test_constants_from_outside_that_were_written_are_an_error(young: bool) -> None:
+    x, data = marked(1, 2), nd.array([3, 4])
+    if not young:
+        data[:] = data * 1
+    with autograd.record():
+        y = autograd.checkpoint(lambda x: x * data)(x)
+        z = autograd.checkpoint(lambda x, data: x * data)(x, data)
+    data[:] = 5
+    with pytest.raises(autograd.GraphError, match=r"float32\(2,\), which it read, was written before backward"):
+        y.backward()
+    z.backward()
+    assert x.grad.asnumpy().tolist() == [3, 4]
+
+
 # ---- what is kept ----------------------------------------------------------------------------------------------------
 
 
