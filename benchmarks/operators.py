@@ -192,9 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{space + '.' + name:40} {'yes' if name in here else 'no':>5} {shown[0]} {shown[1]} {ratio}  "
                   f"{gradient(op) if op else ''}")  # fmt: skip
             bad += mx is not None and mx > 1e-5
-        print(
-            f"-- {space}: {len(here)} of {len(listed)} names; {sum(prefix + n in apart for n in listed)} compared with MXNet"
-        )
+        compared = sum(prefix + name in apart for name in listed)
+        print(f"-- {space}: {len(here)} of {len(listed)} names; {compared} compared with MXNet")
     if ratios:
         slow = sorted((asked for asked in ratios.values() if asked.ratio > 3), key=lambda asked: -asked.ratio)
         within = 1 - len(slow) / len(ratios)
