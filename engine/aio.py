@@ -101,8 +101,9 @@ class Awaiting(Pressure):
             self._start_workers()
         if self._dwelling:
             self._end_dwelling()
-        if self._serial:
-            self._run_ready()
+        if self._serial and not self._run_ready():
+            self._run_needed(op)
+            box.call(self._run_ready)  # once this step of an async operation is over
         stack = here_and_now.stack
         current = stack[-1] if stack else None
         outer = None if current is None else current.blocked
@@ -120,6 +121,19 @@ class Awaiting(Pressure):
                 current.blocked = outer
             if op.state is not DONE and op not in box.waiting:
                 locked(self._T, self._forget, op, box)
+
+    def _run_needed(self, target: Operation) -> None:
+        """The serial engine, inside an operation: run what `target` needs, as far as it can be run now."""
+        while self._may_run_all():
+            op = locked(self._T, self._needed_now, target)
+            if op is None:
+                return
+            self._run(op)
+
+    def _needed_now(self, target: Operation) -> Operation | None:
+        """T held."""
+        self._drain()
+        return self._needed(target, True)[0]
 
     def _watch_for(self, op: Operation, box: Mailbox) -> bool:
         """T held.  Have the loop told of the end of `op`; False: it has ended."""
