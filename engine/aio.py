@@ -3,8 +3,8 @@
 Owns the way between the engine and event loops (asyncio's, trio's); how a loop hears that something is done is in
 mail.py, operations that are `async def` functions are in coroutines.py.  Guarantees:
 
-- a loop's thread never blocks here: it takes the engine's short locks and runs nothing of others, save in the serial
-  engine, where whoever pushes or awaits runs what is ready;
+- a loop's thread never blocks here: to await, it takes no lock that is not free, and it runs nothing of others, save in
+  the serial engine, where whoever pushes or awaits runs what is ready;
 - an awaiting task binds to an operation, as waits do (waiting.py); cancelling the task leaves the operation alone;
 - what can only end after itself raises `DeadlockError` at once: an async operation that awaits what needs it, and a
   wait that blocks the loop which has to run what it waits for.
@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from . import lifecycle
-from .atomic import commit, locked
+from .atomic import attempt, commit, locked
 from .claims import here_and_now
 from .coroutines import AsyncOperation, Body, OwnLoop, is_async
 from .errors import ArgumentTypeError, DeadlockError
@@ -114,13 +114,16 @@ class Awaiting(Pressure):
                 if here_and_now.worker is not None and not box.stand_in:
                     box.stand_in = True
                     start_new_thread(self._stand_in, (current, box))
-            while op.state is not DONE and locked(self._T, self._watch_for, op, box):
-                yield from box.wait(op)
+            while op.state is not DONE:
+                if not attempt(self._T, self._watch_for, op, box):  # T is held for long where much becomes ready
+                    box.postpone(op)
+                if op.state is not DONE:  # under T it was not, or the loop will hear of it
+                    yield from box.wait(op)
         finally:
             if current is not None:
                 current.blocked = outer
             if op.state is not DONE and op not in box.waiting:
-                locked(self._T, self._forget, op, box)
+                attempt(self._T, self._forget, op, box)  # what stays there does no harm
 
     def _run_needed(self, target: Operation) -> None:
         """The serial engine, inside an operation: run what `target` needs, as far as it can be run now."""
@@ -159,7 +162,7 @@ class Awaiting(Pressure):
         if self._serial:
             self._run_ready()
         else:
-            locked(self._T, self._repair_lost)
+            attempt(self._T, self._repair_lost)
         ring_all()
 
     def _repair_lost(self) -> None:

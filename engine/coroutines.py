@@ -93,6 +93,7 @@ class Start:
 
     def __call__(self) -> None:
         op, box = self.op, my_mailbox()
+        whole = self.whole()
         try:
             if op.cancelled:
                 raise Cancelled(f"[{op.name or 'operation'}] was cancelled")
@@ -100,8 +101,11 @@ class Start:
             self.fn = self.memories = None
             op.box = box
             box.hosted.add(op)
-            op.stop = box.start(op.name or "operation", self.whole(), self.ended)
+            op.stop = box.start(op.name or "operation", whole, self.ended)
         except BaseException as e:
+            whole.close()
+            if self.made is not None:
+                self.made.close()
             self.end(e)
             if not isinstance(e, Exception):
                 raise

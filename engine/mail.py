@@ -30,15 +30,16 @@ from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-from .atomic import P, T
+from .atomic import P, T, attempt
 from .claims import here_and_now
-from .errors import ArgumentError
+from .errors import ArgumentError, Cancelled
 
 if TYPE_CHECKING:
     from .operation import Operation
 
 CHUNK: Final = 200  # waiters that a loop settles in one turn
 AWAITED: Final = 256  # how many of the operations that it awaits a loop asks for their engines when it looks
+SOON = 0.001  # seconds until a loop that found T taken tries again
 SLICE = 0.05  # seconds between two looks of a loop that awaits something
 
 #: mailboxes that a commit put something into, and that nobody has rung since
@@ -48,7 +49,7 @@ unrung: deque[Mailbox] = deque()
 class Mailbox(SimpleQueue[Any]):
     """What one event loop hears of operations: the queue, its waiters, and how to call it."""
 
-    __slots__ = ("called", "due", "held", "hosted", "looking", "loop", "stand_in", "waiting")
+    __slots__ = ("called", "due", "held", "hosted", "looking", "loop", "stand_in", "unwatched", "waiting")
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
@@ -59,6 +60,7 @@ class Mailbox(SimpleQueue[Any]):
         self.held: dict[Any, None] = {}  # pushes of this loop's tasks that are held: see aio.py
         self.hosted: set[Operation] = set()  # async operations that this loop runs; may hold some that are done
         self.looking = False
+        self.unwatched: list[Operation] = []  # awaited, and nobody told of it so far, since T was not free
 
     # ------------------------------------------------------------------------------------------------ any thread
     def call(self, f: Callable[[], object], context: Context | None = None) -> bool:
@@ -105,9 +107,9 @@ class Mailbox(SimpleQueue[Any]):
         if not waiter.done():
             waiter.set_result(None)
 
-    def later(self) -> None:
-        """Look again in `SLICE` seconds."""
-        self.loop.call_later(SLICE, self.look, context=Context())
+    def later(self, seconds: float, f: Callable[[], object]) -> None:
+        """Call `f` in so many seconds."""
+        self.loop.call_later(seconds, f, context=Context())
 
     def start(self, name: str, coroutine: Any, ended: Callable[[Any], object]) -> Callable[[], object]:
         """Run a coroutine as a task, and call `ended` after that; gives the function that cancels it."""
@@ -122,7 +124,7 @@ class Mailbox(SimpleQueue[Any]):
         self.waiting.setdefault(key, {})[waiter] = None
         if not self.looking:
             self.looking = True
-            self.later()
+            self.later(SLICE, self.look)
         try:
             yield from self.suspend(waiter)
         finally:
@@ -131,6 +133,29 @@ class Mailbox(SimpleQueue[Any]):
                 waiters.pop(waiter, None)
                 if not waiters:
                     del self.waiting[key]
+
+    def postpone(self, op: Operation) -> None:
+        """T is not free, and a loop does not wait for it: try again soon."""
+        if not self.unwatched:
+            self.later(SOON, self.watch_rest)
+        self.unwatched.append(op)
+
+    def watch_rest(self) -> None:
+        """Have the loop told of what was postponed, if T is free; a part of it a turn."""
+        rest = self.unwatched
+        attempt(T, self.watch_some, rest[-CHUNK:])
+        if rest:
+            self.later(SOON, self.watch_rest)
+
+    def watch_some(self, ops: list[Operation]) -> None:
+        """T held."""
+        for op in ops:
+            if not op.engine._watch_for(op, self):
+                self.put(op)  # it has ended by now
+        del self.unwatched[-len(ops) :]
+        if not self.empty():
+            self.called = True
+            self.later(0, self.deliver)
 
     def deliver(self) -> None:
         """Settle whose operations are done; the rest of them in the next turn."""
@@ -154,7 +179,7 @@ class Mailbox(SimpleQueue[Any]):
         self.looking = bool(self.waiting or self.due)
         if not self.looking:
             return
-        self.later()
+        self.later(SLICE, self.look)
         ring_all()
         if self.due or not self.empty():
             self.deliver()
@@ -216,14 +241,14 @@ class TrioMailbox(Mailbox):
         """Wake who awaits it."""
         waiter.set()
 
-    def later(self) -> None:
-        """Look again in `SLICE` seconds."""
+    def later(self, seconds: float, f: Callable[[], object]) -> None:
+        """Call `f` in so many seconds."""
 
-        async def looking() -> None:
-            await sys.modules["trio"].sleep(SLICE)
-            self.look()
+        async def sleeping() -> None:
+            await sys.modules["trio"].sleep(seconds)
+            f()
 
-        sys.modules["trio"].lowlevel.spawn_system_task(looking, context=Context())
+        sys.modules["trio"].lowlevel.spawn_system_task(sleeping, context=Context())
 
     def start(self, name: str, coroutine: Any, ended: Callable[[Any], object]) -> Callable[[], object]:
         """Run a coroutine as a task of trio's own, which begins whatever comes; gives the function that cancels it."""
@@ -234,7 +259,10 @@ class TrioMailbox(Mailbox):
             with scope:
                 await coroutine
 
-        trio.lowlevel.spawn_system_task(scoped, name=name, context=copy_context())
+        try:
+            trio.lowlevel.spawn_system_task(scoped, name=name, context=copy_context())
+        except RuntimeError:  # the run is about to end
+            raise Cancelled(f"[{name}] lost its event loop, which has ended") from None
         return scope.cancel  # type: ignore[no-any-return]
 
 
