@@ -132,7 +132,7 @@ async def test_an_arrays_error_is_raised_at_the_await():
 
 async def test_wait_all_async_raises_what_nobody_has_seen(engine_kind):
     engine_kind.push(lambda: 1 / 0)
-    engine_kind.push(lambda: [].pop())
+    engine_kind.push([].pop)
     with pytest.raises(EngineErrors) as e:
         await engine_kind.wait_all_async()
     assert [type(x.__cause__) for x in e.value.exceptions] == [ZeroDivisionError, IndexError]
