@@ -6,7 +6,7 @@ The walk (walk.py) pushes the gradient operations; here arguments are checked, r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -29,7 +29,10 @@ from .walk import ZERO, Walk, reshaped
 
 
 def _arrays(what: str, value: Any) -> list[Array]:
-    arrays = [value] if isinstance(value, Array) or not isinstance(value, Iterable) else list(value)
+    try:
+        arrays = [value] if isinstance(value, Array) else list(value)
+    except TypeError:
+        arrays = [value]
     for a in arrays:
         if not isinstance(a, Array):
             raise ArgumentTypeError(f"[{what}] {a!r}: an array expected")
@@ -128,6 +131,7 @@ def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> li
         arrived = cotangents.get(leaf, [None])[0]
         zeros = arrived is None or arrived is ZERO
         made = numpy_face.zeros(shape=like.shape, dtype=like._dtype, ctx=like.context) if zeros else arrived
+        made = made if made._dtype == like._dtype else numpy_face.cast(made, dtype=like._dtype)
         results.append(as_face(type(like) if isinstance(like, Array) else NDArray, reshaped(made, like.shape)))
     return _apart(results)
 
@@ -171,13 +175,15 @@ def _stored(found: Sequence[plans.Found]) -> bool:
         old = chunk.buffer
         if target._strides is not None or old.dtype is not raw.dtype or not target.size == old.size == raw.size:
             return False
+        if chunk.pinned or id(chunk) in seen:  # of two leaves with one gradient array the later one's stays
+            return False
         if not old.device.whole(raw) or not raw.flags.c_contiguous or id(raw) in seen:
             raw = np.array(raw, order="C")  # noqa: PLW2901
-        seen.add(id(raw))
-        if raw.nbytes >= SMALL:
-            follow(raw)
+        seen |= {id(raw), id(chunk)}
         memory = raw if raw.shape == old.shape else raw.reshape(old.shape)
         versions.append((chunk, Buffer(old.engine, old.shape, old.dtype, old.device, memory)))
+
+    done: list[bool] = []  # by the commit: afterwards another thread may write the arrays
 
     def plan() -> Admission:
         steps: list[Any] = []
@@ -186,11 +192,15 @@ def _stored(found: Sequence[plans.Found]) -> bool:
             for chunk, new in versions:
                 keep.append(chunk.buffer)
                 steps += (setattr, chunk, "buffer", new), (setattr, chunk, "version", chunk.version + 1)
+            steps.append((list.append, done, True))
         return None, (), (), (), steps, keep, False
 
+    for _, new in versions:
+        if new.nbytes >= SMALL:
+            follow(new.raw)
     if versions:
         versions[0][1].engine.admit(plan)
-    return all(chunk.buffer is new for chunk, new in versions)
+    return bool(done) or not versions
 
 
 def _store(target: Any, gradient: Any, request: str) -> None:
@@ -217,16 +227,24 @@ def _store(target: Any, gradient: Any, request: str) -> None:
         numpy_face.assign(gradient, out=target)
         return
 
+    done: list[bool] = []
+
     def plan() -> Admission:
         keep: list[Any] = [old.buffer]
-        steps: list[Any] = [(setattr, old, "buffer", new.buffer), (setattr, old, "version", old.version + 1)]
-        return None, (), (), (), steps + share(new.buffer, [old, new], keep), keep, False
+        steps: list[Any] = []
+        if not old.pinned:  # somebody may have lent it since
+            steps += (setattr, old, "buffer", new.buffer), (setattr, old, "version", old.version + 1)
+            steps += (*share(new.buffer, [old, new], keep), (list.append, done, True))
+        return None, (), (), (), steps, keep, False
 
     new.buffer.engine.admit(plan)
+    if not done:
+        numpy_face.assign(gradient, out=target)
 
 
 def _hand_over(chunk: Chunk, gradient: Array, raw: RawArray) -> bool:
-    """The value of a young array as a chunk's next version.  False, and nothing done, if it is young no more.
+    """The value of a young array as a chunk's next version.  False, and nothing done, if it is young no more, or
+    somebody has lent the chunk's memory.
 
     The array may be another's gradient too, or a user's `Function` may keep it: the two share the bytes.
     """
@@ -235,7 +253,7 @@ def _hand_over(chunk: Chunk, gradient: Array, raw: RawArray) -> bool:
 
     def plan() -> Admission:
         old = chunk.buffer
-        if gradient._raw is not raw:
+        if gradient._raw is not raw or chunk.pinned:
             return None, (), (), (), [], [old], False
         memory = writable(raw)
         buffer = Buffer(
@@ -312,6 +330,8 @@ def _result(cotangents: dict[Any, list[Any]], variable: Array, target: Any, posi
     if gradient is None or gradient is ZERO:
         gradient = numpy_face.zeros(shape=variable._shape, dtype=variable._dtype, ctx=variable.context)
     gradient = reshaped(gradient, variable._shape)
+    if gradient._dtype != variable._dtype:  # 16-bit floats were added up in float32
+        gradient = numpy_face.cast(gradient, dtype=variable._dtype)
     return as_face(type(variable), gradient)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +81,7 @@ def _remember(table: dict[Any, Any], key: Any, value: Any, most: int) -> None:
     table[key] = value
 
 
-@cache
+@lru_cache(KNOWN)
 def _ones(meta: Meta) -> RawArray:
     """The gradient of a small head that was given none; nobody writes it."""
     return np.ones(*meta)
@@ -181,7 +181,7 @@ class Way:
         place = self.place
         known: dict[int, Array] = {}
         arrived: dict[Any, list[Any]] = {}
-        for node, index, value in found:
+        for node, index, value in sorted(found, key=_by_number):
             array: Any = value
             if value is not ZERO and not isinstance(value, Array):
                 raw = value if place.device.whole(value) and value.flags.c_contiguous else np.array(value, order="C")
@@ -191,6 +191,11 @@ class Way:
             outputs = len(node.made) if isinstance(node, Node) else 1
             arrived.setdefault(node, [None] * outputs)[index] = array
         return arrived
+
+
+def _by_number(found: Found) -> int:
+    number: int = found[0].number
+    return number
 
 
 def _signature(walk: Walk, head_grads: Sequence[Any], wanted: set[Any]) -> Any:
@@ -315,6 +320,7 @@ def _gatherer(walk: Walk, saved: Sequence[tuple[int, Any]], results: Sequence[in
     for i, (position, _) in enumerate(saved):
         kept.setdefault(position, []).append(i)
     known, todo = set(heads), list(dict.fromkeys(heads))
+    freed = [i for i, node in enumerate(walk.nodes) if type(node) is Node and node.op is not VIEW]
     for position in todo:
         node = walk.nodes[position]
         below = {i: positions[edge[0]] for i, edge in enumerate(walk.edges[node]) if edge is not None}
@@ -327,7 +333,8 @@ def _gatherer(walk: Walk, saved: Sequence[tuple[int, Any]], results: Sequence[in
         if position in kept:
             lines.append(f" s = n{position}.saved")
             lines += [f" a{i} = s[{saved[i][1]!r}]" for i in kept[position]]
-    freed = [i for i, node in enumerate(walk.nodes) if type(node) is Node and node.op is not VIEW]
+        elif not new and position in freed:
+            lines.append(f" n{position}.edges[0]")  # nothing is needed of it, but it may have been freed
     values, nodes, all_freed = (
         "".join(f"{letter}{i}, " for i in numbers)
         for letter, numbers in (("a", range(len(saved))), ("n", results), ("n", freed))

@@ -217,13 +217,13 @@ class Recorder:
         if first is not None:
             below = first[0]
             structure = below.structure or structure_of(below)
-            back = n - below.number << 8 | first[1] if structure.depth else first[1]
+            back = n - below.number << 16 | first[1] if structure.depth else first[1]
             if second is not None:
                 other, behind = (structure, back) if second is first else link(n, second)
         elif second is not None:
             below = second[0]
             other = below.structure or structure_of(below)
-            behind = n - below.number << 8 | second[1] if other.depth else second[1]
+            behind = n - below.number << 16 | second[1] if other.depth else second[1]
         else:
             return None
         key = op, raw.shape, dtype, structure, back, other, behind
@@ -261,7 +261,7 @@ class Recorder:
             return None
         n, below = number(), entry[0]
         structure = below.structure or structure_of(below)
-        back = n - below.number << 8 | entry[1] if structure.depth else entry[1]
+        back = n - below.number << 16 | entry[1] if structure.depth else entry[1]
         key = op, raw.shape, a.dtype, structure, back
         found = find(key)
         if found is None:

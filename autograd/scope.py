@@ -13,7 +13,7 @@ from itertools import starmap
 from typing import Any
 
 from ..engine import ArgumentError
-from ..ndarray.line import Scope, scope
+from ..ndarray.line import Scope, marks, scope
 from .recorder import Recorder, inplace_policy
 
 
@@ -66,7 +66,9 @@ class _Mode:
 
 def _end(recorder: Recorder) -> None:
     """Marked arrays that were written in the scope are leaves again, with their current bytes."""
-    leaves = [(line, "entry", line.leaf) for line in recorder.written_leaves]
+    leaves: list[tuple[Any, str, Any]] = [(line, "entry", line.leaf) for line in recorder.written_leaves]
+    if leaves:
+        leaves.append((marks, "last", object()))
     deque(starmap(setattr, leaves), 0)  # one C call: no interrupt leaves some of them behind
     recorder.written_leaves = []
 

@@ -154,12 +154,15 @@ def structure_of(node: Any) -> Structure:
 
 
 def _structure(node: Any) -> Structure:
-    depth = 1 + max((edge[0].structure.depth for edge in node.edges if edge is not None), default=0)
+    edges = node.edges
+    if node.freed is not None:  # looked at last, and set first: the edges may be gone
+        return UNKNOWN
+    depth = 1 + max((edge[0].structure.depth for edge in edges if edge is not None), default=0)
     token = node.form.token
     if token is None or depth >= MOST:
         return UNKNOWN
     key: list[Any] = [token]
-    for edge in node.edges:
+    for edge in edges:
         key += (None, 0) if edge is None else link(node.number, edge)
     found = tuple(key)
     return find(found) or learn(found, depth, None)
@@ -169,4 +172,4 @@ def link(number: int, edge: Any) -> tuple[Structure, int]:
     """An edge from the node with this number, as a structure's key says it."""
     node, index = edge
     structure = node.structure or structure_of(node)
-    return structure, number - node.number << 8 | index if structure.depth else index
+    return structure, number - node.number << 16 | index if structure.depth else index

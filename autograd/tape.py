@@ -18,7 +18,7 @@ from ..engine import ArgumentError, here
 from ..engine import describe as describe_site
 from ..ndarray.array import Array
 from ..ndarray.buffer import Step
-from ..ndarray.line import Line
+from ..ndarray.line import Line, marks
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape, Strides, c_strides
 from ..ndarray.sparse_arrays import RowSparseNDArray
@@ -202,6 +202,7 @@ def mark(array: Array, gradient: Array | RowSparseNDArray | None, request: str) 
         marked = tuple(r for r in chunk.marked if r() is not None)
         steps: list[Step] = [(setattr, chunk, "marked", (*marked, ref(line)))]
         steps.append((setattr, chunk, "line", line) if whole else (setattr, array, "_line", line))
+        steps.append((setattr, marks, "last", object()))
         return None, (), (), (), steps, [chunk.line, array._line, chunk.marked], False
 
     chunk.buffer.engine.admit(plan)

@@ -58,6 +58,18 @@ class Scope:
         self.recorder, self.training, self.paused = recorder, training, paused
 
 
+class Marks:
+    """`last`: another object whenever an array was marked, or became a leaf again.  An operator that runs at once has
+    found several arrays on the tape as they were at one moment, if that is the same before and after."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = object()
+
+
+marks = Marks()
+
 #: the line of detached arrays, and of views taken under pause(): writes through them change bytes, never entries
 DETACHED = Line((), None, 0)
 

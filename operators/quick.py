@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ndarray.array import Array
 from ..ndarray.device import Place, RawArray
-from ..ndarray.line import scope
+from ..ndarray.line import marks, scope
 from ..ndarray.memory import PAGE
 from . import tiny
 from .tiny import fails, settled, unchanged
@@ -157,7 +157,7 @@ def pair(rule: Ufunc) -> Any:
             return general(x, y)
         if not place.engine.calm():
             return general(x, y)
-        node, large = None, raw.size >= tiny.COPIED
+        node, large, marked = None, raw.size >= tiny.COPIED, marks.last
         if recorder is not None and large:
             node = recorder.node(
                 None,
@@ -174,7 +174,9 @@ def pair(rule: Ufunc) -> Any:
             return general(x, y)
         if recorder is not None and not large:
             node = recorder.pair(op, x, y, a, b, made, dtype)
-        if not unchanged(first) or not unchanged(second) or place.engine.writing:
+        if place.engine.writing or not unchanged(first) or not unchanged(second):  # in this order: see tiny.py
+            return general(x, y)
+        if marks.last is not marked:
             return general(x, y)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)
@@ -269,7 +271,7 @@ def single(rule: Ufunc) -> Any:
             return general(x)
         if recorder is not None and not large:
             node = recorder.single(op, x, raw, made)
-        if not unchanged(seen) or place.engine.writing:
+        if place.engine.writing or not unchanged(seen):
             return general(x)
         place.engine.ran_at_once += 1
         new = cls._young(place, made)

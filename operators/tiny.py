@@ -8,9 +8,11 @@ whether it is still so:
   any other          its chunk has the same buffer, its variable the same version, and no kernel writes within a push
 
 A version counts a write when it is pushed, before its kernel starts; only a kernel that runs within its push counts it
-when it ends, and that one shows in ``engine.writing``.  If anything has changed, or the kernel failed, nothing has
-happened, and the push path does it all again, in order.  Signal handlers and finalizers may come in between anywhere:
-what they write is seen in the same way, and what they raise goes to the caller.       [tests/operators/test_tiny.py]
+when it ends, and that one shows in ``engine.writing``, which is asked first: it is counted before it stops to show.
+What the tape knows of them is of one moment too, if nothing was marked meanwhile (``marks``).  If anything has changed,
+or the kernel failed, nothing has happened, and the push path does it all again, in order.  Signal handlers and
+finalizers may come in between anywhere: what they write is seen in the same way, and what they raise goes to the
+caller.                                                                              [tests/operators/test_tiny.py]
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ..ndarray.array import Array
 from ..ndarray.buffer import Buffer, Saved, hold
 from ..ndarray.device import Place
 from ..ndarray.dtype import NARROW
-from ..ndarray.line import Line
+from ..ndarray.line import Line, marks
 from ..ndarray.shape import Shape
 from .fusion import FUSE
 from .schema import Attributes, Meta, Operator, size_of
@@ -184,6 +186,7 @@ def at_once(
     if not looks.ready:
         return None
     node = None
+    marked = marks.last
     if recorder is not None:
         node = recorder.again(call.forms, op, inputs, attributes, made)
         if node is not None and call.stored and any(i in call.stored for i, _ in node.retention.outputs):
@@ -197,7 +200,7 @@ def at_once(
         return filled
 
     filled = looks.run(place, kernel)
-    if filled is None or (node is not None and not _hold(node, inputs, looks, place)):
+    if filled is None or marks.last is not marked or (node is not None and not _hold(node, inputs, looks, place)):
         return None
     stored, results = call.stored, []
     for i, output in enumerate(filled[: len(op.outputs)]):
