@@ -117,7 +117,7 @@ class Awaiting(Pressure):
             while op.state is not DONE:
                 if not attempt(self._T, self._watch_for, op, box):  # T is held for long where much becomes ready
                     box.postpone(op)
-                if op.state is not DONE:  # under T it was not, or the loop will hear of it
+                if not op.done:  # under T it was not, or the loop will hear of it
                     yield from box.wait(op)
         finally:
             if current is not None:

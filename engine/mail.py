@@ -306,5 +306,5 @@ def ring_all() -> None:
     with suppress(IndexError, ValueError):  # another thread was faster
         while True:
             box = unrung[0]
-            box.ring()  # first: what is cut is still in the list
+            box.ring()  # first: cut here, it is still listed
             unrung.remove(box)

@@ -128,7 +128,7 @@ MUTANTS = {
         "tests/engine/test_aio.py::test_a_completion_while_the_loop_takes_its_mail"),
     "ring-before-removal": one(
         "who rings for mail takes it off the list afterwards",
-        "mail.py", "            box.ring()  # first: what is cut is still in the list\n            unrung.remove(box)\n",
+        "mail.py", "            box.ring()  # first: cut here, it is still listed\n            unrung.remove(box)\n",
         "            unrung.remove(box)\n            box.ring()\n",
         "test_aio.py::test_a_ring_that_is_cut_is_made_up_for"),
     "leash": one(
