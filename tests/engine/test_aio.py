@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from random import Random
 
 import numpy as np
 import pytest
@@ -1042,3 +1043,59 @@ def test_anyio(backend):
 
         anyio.run(main, backend=backend)
         assert sorted(out) == list(range(50))
+
+
+# ==================================================================================================== all at once
+def test_many_loops_pushes_awaits_and_cancellations():
+    """Three loops in three threads on shared variables, within tight bounds; a lost wake-up would end in a timeout."""
+    errors: list[BaseException] = []
+
+    def run(seed, e, variables) -> None:
+        random = Random(seed)
+
+        async def one() -> None:
+            for _ in range(15):
+                v, w = random.sample(variables, 2)
+                pauses = random.randrange(3)
+
+                async def pausing(pauses=pauses) -> None:
+                    await turns(pauses)
+
+                fn = pausing if random.random() < 0.4 else _nothing
+                if random.random() < 0.6:
+                    op = e.push(fn, reads=[v], updates=[w])
+                else:
+                    op = await e.push_when_room(fn, reads=[v], updates=[w], nbytes=random.randrange(200))
+                if random.random() < 0.1:
+                    op.cancel()
+                if random.random() < 0.3:
+                    task = asyncio.ensure_future(_of(op))
+                    await turns(random.randrange(3))
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Cancelled):
+                        await task
+                with contextlib.suppress(Cancelled):
+                    await op
+
+        async def main() -> None:
+            async with asyncio.timeout(WAIT):
+                await asyncio.gather(*(one() for _ in range(20)))
+
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            errors.append(error)
+
+    with Engine(workers=2) as e, e.limits(count=64, bytes=2000):
+        variables = [e.new_variable() for _ in range(8)]
+        threads = [threading.Thread(target=run, args=(seed, e, variables)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * WAIT)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not errors
+        e.waitall(WAIT)
+        assert e.statistics().peak_bytes <= 2000
+        assert e.statistics().pushed == 900
+        audit(e)
