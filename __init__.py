@@ -16,6 +16,7 @@ array([2., 4., 6.], dtype=float32)
 from __future__ import annotations
 
 from . import autograd, base, engine
+from . import inputs as io
 from . import ndarray as nd
 from .autograd.custom import operator
 from .engine import Error
@@ -34,6 +35,7 @@ __all__ = [
     "current_context",
     "engine",
     "gpu",
+    "io",
     "nd",
     "num_gpus",
     "operator",

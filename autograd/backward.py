@@ -12,7 +12,7 @@ from weakref import ref
 
 import numpy as np
 
-from ..engine import ArgumentError, ArgumentTypeError
+from ..engine import ArgumentError, ArgumentTypeError, Pending
 from ..ndarray.array import Array, writable
 from ..ndarray.buffer import Admission, Buffer, Chunk, share
 from ..ndarray.device import RawArray
@@ -71,7 +71,7 @@ def backward(
     train_mode: bool = True,
     *,
     wait: bool = True,
-) -> None:
+) -> Pending | None:
     """Put the gradients of the heads with respect to all marked arrays into those arrays' ``grad``.
 
     Parameters
@@ -86,6 +86,11 @@ def backward(
     wait : bool
         Wait for the gradients.
 
+    Returns
+    -------
+    Pending or None
+        Without `wait`: what to ``await``, or ``wait()`` for.  It raises what the wait would have raised.
+
     Sync: pushes all gradient operations, then (with `wait`) blocks until they are done; for row-sparse gradients it
     blocks for their indices in any case.   Raises: GraphError, ArgumentError at the call; with `wait`, errors of the
     operations that the gradients come from.
@@ -94,11 +99,13 @@ def backward(
     way = plans.Way(arrays, entries_of(arrays), None, retain_graph, wait)
     found = way.planned() if head_grads is None else None
     if found is not None and _stored(found):
-        return
+        return None if wait else Pending(())
     gradients = within(Scope(None, train_mode, False), _backward, way, found, head_grads)
-    if wait:
-        for gradient in gradients:
-            gradient.wait_to_read()
+    if not wait:
+        return Pending(writer for gradient in gradients for writer in gradient._writers())
+    for gradient in gradients:
+        gradient.wait_to_read()
+    return None
 
 
 def leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> list[Array]:

@@ -1,5 +1,6 @@
 """When things run: a dependency engine that sees functions and variables, and knows nothing of arrays."""
 
+from .aio import Pending, wait_all_async
 from .claims import RunContext
 from .contract import FnProperty, SavedOperator
 from .core import Engine
@@ -46,6 +47,7 @@ __all__ = [
     "Limits",
     "Operation",
     "OperatorError",
+    "Pending",
     "Profile",
     "RunContext",
     "SavedOperator",
@@ -68,5 +70,6 @@ __all__ = [
     "set_default",
     "statistics",
     "user_context_hooks",
+    "wait_all_async",
     "watchdog",
 ]

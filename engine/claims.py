@@ -10,7 +10,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import ArgumentTypeError, CompletionError
+from .errors import ArgumentTypeError, Cancelled, CompletionError
 from .operation import OK, Fate, Operation, Root
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ThisThread(threading.local):
         self.turn = False  # it has the turn of a serial engine
         #: (operation that waits, what for) of its innermost wait
         self.target: tuple[Operation | None, Operation | None] = (None, None)
+        self.mailbox: Any = None  # of the event loop that ran on it last: see mail.py
         self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
 
 
@@ -85,6 +86,8 @@ class Completion:
         if error is not None and not isinstance(error, BaseException):
             raise ArgumentTypeError(f"[on_complete] {error!r} is not an exception")
         fate = OK if error is None else Fate(Root(self._op, error))
+        if fate.root is not None and self._op.cancelled and isinstance(error, Cancelled):
+            fate.root.seen = True  # by whoever cancelled it
         engine = self._engine
         if not engine._finish(self._op, self._claim, self._token, fate):
             raise CompletionError(f"[{self._op.name or 'operation'}] is complete already")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from .aio import Awaiting
 from .claims import Completion, RunContext
 from .errors import ArgumentError, ArgumentTypeError
-from .limits import Pressure
 from .operation import Kind, Operation
 from .threaded import PRIORITY
 from .variable import Variable
@@ -74,7 +74,7 @@ class Bulk:
         self._engine.set_bulk_size(self._old.pop())
 
 
-class Contract(Pressure):
+class Contract(Awaiting):
     """The engine's waits, and MXNet's way of pushing."""
 
     def __init__(self) -> None:

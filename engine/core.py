@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import Token
+from inspect import CO_COROUTINE
 from operator import attrgetter
 from queue import SimpleQueue
 from time import monotonic
@@ -16,9 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from . import lifecycle
+from .aio import operands
 from .atomic import locked, unlocked
 from .claims import here_and_now
 from .contract import Contract, SavedOperator
+from .coroutines import AsyncOperation, is_async
 from .counters import Statistics
 from .errors import ArgumentError, ArgumentTypeError, Cancelled, DeadlockError, EngineClosed, EngineTimeout
 from .operation import DONE, RUNNING, Kind, Operation, fresh_error
@@ -151,16 +154,21 @@ class Engine(Contract):
                 return self.push_operator(fn, priority=priority)
             raise ArgumentTypeError(f"[push] fn {fn!r} is not callable")
         if type(reads) is not tuple:
-            reads = _operands(reads, "reads")
+            reads = operands(reads, "reads")
         if type(writes) is not tuple:
-            writes = _operands(writes, "writes")
+            writes = operands(writes, "writes")
         if type(updates) is not tuple:
-            updates = _operands(updates, "updates")
+            updates = operands(updates, "updates")
         name = name or getattr(fn, "__name__", "")
-        op = Operation(Kind.USER, fn, name, priority=priority, lane=lane, nbytes=nbytes, site=here(2))
+        code = getattr(fn, "__code__", None)
+        if is_async(fn) if code is None else code.co_flags & CO_COROUTINE:
+            op: Operation = AsyncOperation(fn, name, priority=priority, lane=lane, nbytes=nbytes, site=here(2))
+        else:
+            op = Operation(Kind.USER, fn, name, priority=priority, lane=lane, nbytes=nbytes, site=here(2))
         for v in (*reads, *writes, *updates):
             if type(v) is not Variable:
-                return self._push_resolved(op, fn, reads, writes, updates)
+                self.admit(self._resolved(op, fn, reads, writes, updates))
+                return op
         return self._push(op, reads, writes, updates)
 
     def _push(self, op: Operation, reads: Any, writes: Any, updates: Any) -> Operation:
@@ -198,42 +206,6 @@ class Engine(Contract):
                 self._refuse()
             if self._admit_op(op, planned, t):
                 return
-
-    def _push_resolved(self, op: Operation, fn: Any, reads: Any, writes: Any, updates: Any) -> Operation:
-        """Operands of which some are arrays: ask them, under P, for their variable and raw memory.
-
-        The protocol is one method, ``__vardag_resolve__(mode, keep)`` with mode "read", "write" or "update", called
-        with P held, possibly several times, to read shared state only.  It returns ``(variable, mode, memory, steps,
-        first)``: how the variable is accessed (of a part that is to be written the rest must stay: "update"), a
-        function that gives the raw memory when the operation runs, steps to commit with it, and an admission that has
-        to come before, or None.
-        """
-        for vs in (reads, writes, updates):
-            for v in vs:
-                if not isinstance(v, Variable) and not hasattr(type(v), "__vardag_resolve__"):
-                    raise ArgumentTypeError(f"[push] {type(v).__name__} is neither a Variable nor an array")
-
-        def plan() -> Plan:
-            memories: list[Any] = []
-            steps: list[Any] = []
-            keep: list[Any] = []
-            found: dict[str, list[Variable]] = {"read": [], "write": [], "update": []}
-            for wanted, operands in (("read", reads), ("write", writes), ("update", updates)):
-                for v in operands:
-                    if isinstance(v, Variable):
-                        found[wanted].append(v)
-                        continue
-                    variable, mode, memory, more, first = v.__vardag_resolve__(wanted, keep)
-                    if first is not None:
-                        return first  # type: ignore[no-any-return]
-                    found[mode].append(variable)
-                    memories.append(memory)
-                    steps += more
-            op.fn = lambda: fn(*(memory() for memory in memories))
-            return op, found["read"], found["write"], found["update"], steps, keep, False
-
-        self.admit(plan)
-        return op
 
     def _new_lane(self, name: str) -> Lane:
         lane = self._policy.lane(name)
@@ -326,6 +298,7 @@ class Engine(Contract):
         self._closed = True
 
     def _end_workers(self, timeout: float | None) -> None:
+        self._end_own_loop(timeout)
         lanes = [lane for lane in list(self._lanes.values()) if lane.started]
         for lane in lanes:
             lane.wait_up(timeout)
@@ -353,6 +326,8 @@ class Engine(Contract):
 
     def wait_op(self, op: Operation, timeout: float | None = None) -> None:
         """Wait until `op` is done; raise nothing of what it raised: see `Waiting.wait_op`."""
+        if here_and_now.mailbox is not None and op.state is not DONE:
+            self._would_block_its_loop(op)
         super().wait_op(op, timeout)
         if self._parking and op.cancelled and not here_and_now.stack:
             main = threading.current_thread() is threading.main_thread()
@@ -415,6 +390,19 @@ class Engine(Contract):
             self.cancel_pending()  # Ctrl-C: do not first do everything that was asked before it
         self.stop()
 
+    async def __aenter__(self) -> Engine:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None and not issubclass(kind, Exception):
+                self.cancel_pending()
+            await self._all_done_async()  # suspends, where `stop` would block
+        finally:
+            self.__exit__(kind, error, tb)
+
     def __repr__(self) -> str:
         return f"<Engine {self.kind}, {self._lane.workers} workers, {len(self._live) + len(self._inbox)} pending>"
 
@@ -427,12 +415,3 @@ def _workers_wanted() -> int:
         return int(text)
     except ValueError:
         raise ArgumentError(f"[Engine] VARDAG_CPU_WORKER_NTHREADS={text!r}: expected a number") from None
-
-
-def _operands(given: Iterable[Any], what: str) -> tuple[Any, ...]:
-    try:
-        return tuple(given)
-    except TypeError:
-        raise ArgumentTypeError(
-            f"[push] {what}: expected an iterable of variables, got {type(given).__name__}"
-        ) from None

@@ -24,6 +24,7 @@ from .atomic import P, T, renew
 from .claims import here_and_now, in_wait, starting
 from .errors import Cancelled, EngineTimeout
 from .joining import brief
+from .mail import unrung
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
 from .parallel import Helper
 from .profiler import Profile
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .counters import Statistics
 
 log = logging.getLogger("vardag")
+
+OWN_LOOP = "own loop"  # where in `Engine.attached` the engine's own event loop is: see coroutines.py
 
 # All engines of the process, for fork and exit.  Plain references, pruned when one is added: a WeakSet runs Python code
 # when a member dies, and what a signal handler throws there is lost.
@@ -249,7 +252,8 @@ def _after_fork_in_child() -> None:
             engine._promote()  # a finalizer inside this thread's own kernel: that goes on in the child too
     renew(P)
     renew(T)
-    here_and_now.worker = here_and_now.busy = None
+    here_and_now.worker = here_and_now.busy = here_and_now.mailbox = None
+    unrung.clear()
     here_and_now.stack.clear()
     starting.clear()
     in_wait.intersection_update((get_ident(),))
@@ -284,6 +288,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
         lane.renew()
     engine._started = None
     engine._dwelling = []
+    engine.attached.pop(OWN_LOOP, None)
     engine._renew_limits()
     engine.writing = engine.writing if P._is_owned() else 0
     engine._unseen.clear()  # the parent reports its own
@@ -312,7 +317,7 @@ def _renew(engine: Engine, dropped: list[Operation]) -> None:
         if claim is not None:
             claim[0] = None  # nor does it begin here, should a frame of this thread be about to call it
         for bell in op.watch:
-            bell.put(None)  # a frame of this thread may be about to sleep until it is done
+            bell.put(op)  # a frame of this thread may be about to sleep until it is done
     dropped += unfinished
 
 

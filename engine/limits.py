@@ -37,20 +37,23 @@ import gc
 import logging
 import os
 import sys
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from collections.abc import Callable
+from itertools import starmap
 from math import inf
-from queue import SimpleQueue
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
 
 from . import lifecycle
-from .atomic import commit, locked
+from .atomic import call, commit, locked
 from .claims import Job, empty, here_and_now
 from .errors import ArgumentError, DeadlockError, EngineTimeout, release_frames
+from .held import Held
+from .mail import ring_all
 from .operation import READY, RUNNING, Kind, Operation
 from .outcome import Full
+from .shared import exhaust
 from .site import describe, here
 from .waiting import BOUND, SLICE, Waiting
 
@@ -82,22 +85,6 @@ class Limits:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._engine.limits(bytes=self.bytes, count=self.count)
-
-
-class Held:
-    """A push that is held: `busy` is locked as long as its thread is in there, so an entry left behind is no entry."""
-
-    __slots__ = ("bell", "busy", "ended", "nbytes", "result", "since", "thread")
-
-    def __init__(self, nbytes: int, ended: int, since: float) -> None:
-        self.bell: SimpleQueue[None] = SimpleQueue()
-        self.busy: Any = allocate_lock()
-        self.thread = get_ident()
-        self.nbytes = nbytes
-        self.result: Any = None
-        # For G3: how many had ended when this thread last saw that number change, and when that was.
-        self.ended = ended
-        self.since = since
 
 
 class Pressure(Waiting):
@@ -158,8 +145,11 @@ class Pressure(Waiting):
 
     def _set_limits(self, nbytes: Any, count: Any) -> None:
         locked(self._P, self._set_limits_locked, nbytes, count)
+        steps: list[Any] = []
         for entry in self._room:
-            entry.bell.put(None)
+            entry.wake(steps)
+        exhaust(starmap(call, steps))
+        ring_all()
 
     def _set_limits_locked(self, nbytes: Any, count: Any) -> None:
         if nbytes is not KEEP:
@@ -223,6 +213,7 @@ class Pressure(Waiting):
             return locked(entry.busy, self._hold_busy, entry, again)
         finally:
             locked(self._T, self._let_go, entry)
+            ring_all()
 
     def _admit_anyway(self, again: Callable[[], Any]) -> Any:
         try:
@@ -282,7 +273,7 @@ class Pressure(Waiting):
             rest = tuple(e for e in self._room if e is not entry)
             steps: list[Any] = [(setattr, self, "_room", rest)]
             if rest:
-                steps.append((SimpleQueue.put, rest[0].bell, None))  # it is the first now
+                rest[0].wake(steps)  # it is the first now
             commit(self._guard_t, t, steps)
 
     def _fits(self, entry: Held, given: int = 0, ended: int = 0) -> bool:
@@ -303,7 +294,7 @@ class Pressure(Waiting):
         """T held.  An operation ends and gives back so many bytes: ring for the first of those held, if it fits now."""
         entry = self._first()
         if entry is not None and self._fits(entry, given, 1):
-            steps.append((SimpleQueue.put, entry.bell, None))
+            entry.wake(steps)
 
     def _next_atomic(self) -> Operation | None:
         """T held.  A ready kernel that any thread may run."""

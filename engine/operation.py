@@ -6,7 +6,7 @@ Owns the states and the per-operation fields; the tracker moves operations throu
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -194,6 +194,7 @@ class Operation:
     wait_count: int
     watch: list[Any] | tuple[()]
     blocked: Operation | None
+    leash: Any = None  # of a coroutine: what stands for its claim's lock, see coroutines.py
 
     @property
     def preds(self) -> tuple[Operation, ...]:
@@ -251,6 +252,33 @@ class Operation:
             if self.seq < 0:
                 raise ArgumentError(f"[{self.name or 'operation'}] was never pushed")
             self.engine.wait_op(self, timeout)
+        if self.fate is not OK:
+            self.raise_error()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Suspend the calling task until it is done, and raise its error.  Cancelling the task leaves it alone.
+
+        Raises
+        ------
+        DeadlockError
+            At once, inside an async operation that this one needs.
+        OperatorError
+            As `wait`.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> from vardag.engine import Engine
+        >>> async def main():
+        ...     async with Engine(workers=1) as e:
+        ...         await e.push(lambda: print("ran"))
+        >>> asyncio.run(main())
+        ran
+        """
+        if self.state is not DONE:
+            if self.seq < 0:
+                raise ArgumentError(f"[{self.name or 'operation'}] was never pushed")
+            yield from self.engine.until_done(self)
         if self.fate is not OK:
             self.raise_error()
 

@@ -96,7 +96,8 @@ class Repair(Admission):
         elif busy.locked():
             raise DeadlockError(f"[{op.name}] a finalizer waits for the kernel that it interrupts")
         else:
-            self._finish(op, claim, token, Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] was interrupted"))))
+            why = "lost its event loop, which was closed" if op.kind is ASYNC else "was interrupted"
+            self._finish(op, claim, token, Fate(Root(op, Cancelled(f"[{op.name or 'operation'}] {why}"))))
 
     def _unclaim(self, op: Operation, claim: list[Any], token: object) -> None:
         while not locked(self._T, self._unclaim_locked, op, claim, token):

@@ -24,6 +24,7 @@ from typing import Any
 from .atomic import Step, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .joining import Fusible
+from .mail import ring_all, unrung
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .outcome import RAISE, fails_again
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
@@ -64,6 +65,8 @@ class Runner(Unseen):
             if not locked(self._T, self._turn, lane, busy, mine, fate):
                 continue  # somebody planned in between
             fate = None
+            if unrung:
+                ring_all()
             if old is not None:
                 op = old[0]
                 if op.state is DONE:  # what `retire` does, without the call
@@ -415,7 +418,7 @@ class Runner(Unseen):
         stack.append(op)
         if claim[0] is not token:
             return  # a finalizer that waited for it took it over
-        claim[1] = kept
+        claim[1] = op.leash or kept
         op.mark = 1
         try:
             run_in(context, fn, RunContext(None, self), complete)

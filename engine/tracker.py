@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from .atomic import P, Step, T, commit, locked, setitem
 from .errors import Cancelled
+from .mail import ring_all, unrung
 from .operation import DONE, OK, PENDING, READY, RUNNING, Fate, Operation, Root, worst
 from .ready import Lane, Rank, by_priority, mix
 from .variable import Variable
@@ -179,7 +180,9 @@ class Tracker:
                 steps.append((setattr, s, "state", READY))
                 ready.append(s)
         for q in op.watch:
-            steps.append((SimpleQueue.put, q, None))
+            steps.append((SimpleQueue.put, q, op))
+            if type(q) is not SimpleQueue:  # an event loop's: who commits this rings afterwards
+                steps.append((deque.append, unrung, q))
         if fate.root is not None and fate.root.seq == op.seq and not fate.root.seen:
             steps += self._unseen_step(fate.root)
         if op.nbytes or op.carried or self._room:
@@ -227,6 +230,8 @@ class Tracker:
                 break
         if done:
             retire(op)
+            if unrung:
+                ring_all()
             if self._instrument is not None:
                 self._instrument.finished(op)
         return done

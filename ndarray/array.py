@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from .. import engine as _engine
-from ..engine import ArgumentError, ArgumentTypeError, Variable
+from ..engine import ArgumentError, ArgumentTypeError, Pending, Variable
 from ._late import autograd, indexing, numpy_face
 from .buffer import Admission, Buffer, Chunk, Saved, Writing, share
 from .context import Context, as_context
@@ -380,12 +380,13 @@ class Array(Interchange):
         retain_graph: bool = False,
         train_mode: bool = True,
         wait: bool = True,
-    ) -> None:
+    ) -> Pending | None:
         """Gradients of this array's sum (or weighted by `out_grad`) with respect to all marked arrays it was made from.
 
-        Pushes the gradient operations and, with `wait`, blocks until they are done and raises their errors.
+        Pushes the gradient operations and, with `wait`, blocks until they are done; without, gives what to await.
         """
-        autograd.backward([self], None if out_grad is None else [out_grad], retain_graph, train_mode, wait=wait)
+        given = None if out_grad is None else [out_grad]
+        return autograd.backward([self], given, retain_graph, train_mode, wait=wait)  # type: ignore[no-any-return]
 
     @property
     def _tape_line(self) -> Line | None:

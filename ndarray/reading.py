@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Coroutine, Generator, Sequence
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from .dtype import DType
 from .memory import SMALL
 from .pool import memory_pool
 from .shape import Shape, Strides
+
+AT_ONCE = 2**18  # bytes that an event loop's thread copies itself
 
 
 class Reading:
@@ -62,6 +66,51 @@ class Reading:
         writer = self._chunk.buffer.variable.writer  # one moment: no other thread comes in between these reads
         if writer is not None:
             writer.wait(timeout)
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """``await x``: the array itself, when the value as of this moment is there.  Suspends the calling task only.
+
+        Raises: the error that poisoned the value, every time; DeadlockError at once inside an async operation that the
+        value needs.  Cancelling the task leaves the operation alone.
+
+        >>> import asyncio
+        >>> from vardag import nd
+        >>> async def main():
+        ...     print((await (nd.ones(2) + 1)).asnumpy())
+        >>> asyncio.run(main())
+        [2. 2.]
+        """
+        return self._ready(self._writers())
+
+    def _ready(self, writers: Sequence[Operation | None]) -> Generator[Any, Any, Self]:
+        for writer in writers:
+            if writer is not None:
+                yield from writer.__await__()
+        return self
+
+    def _writers(self) -> Sequence[Operation | None]:
+        """What the value as of this call waits for."""
+        return () if self._raw is not None else (self._chunk.buffer.variable.writer,)
+
+    def asnumpy_async(self) -> Coroutine[Any, Any, RawArray]:
+        """As `asnumpy`, to be awaited: ``await x.asnumpy_async()``.  The value is the one as of this call.
+
+        Suspends the calling task only; a large value is copied by a worker.   Raises: as `asnumpy`, at the await.
+
+        >>> import asyncio
+        >>> from vardag import nd
+        >>> async def main():
+        ...     print(await nd.arange(3).asnumpy_async())
+        >>> asyncio.run(main())
+        [0. 1. 2.]
+        """
+        count = math.prod(self._shape)
+        if count * self._dtype.itemsize <= AT_ONCE:
+            saved, writer = self._hold()
+            return _copy_of(saved, writer)
+        out = memory_pool.take(self._shape, self._dtype)
+        engine = self._chunk.buffer.engine
+        return _filled(out, engine.push(partial(np.copyto, out), reads=[self], name="asnumpy"))
 
     def _fails(self) -> bool:
         """Whether an error has poisoned the value as of this call.  Sync: blocks."""
@@ -139,6 +188,17 @@ class Reading:
         if math.prod(self._shape) != 1:
             raise ArgumentTypeError(f"[format] {describe(self)}: {form!r} formats one element")
         return format(self._scalar(), form)
+
+
+async def _copy_of(saved: Lease, writer: Operation | None) -> RawArray:
+    if writer is not None:
+        await writer
+    return np.array(saved.buffer.view(saved.shape, saved.strides, saved.offset), order="C")
+
+
+async def _filled(out: RawArray, op: Operation) -> RawArray:
+    await op
+    return out
 
 
 def describe(value: Any) -> str:

@@ -12,12 +12,12 @@ the one exception to the rule that a call never blocks.  What keeps the structur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..engine import ArgumentError, ArgumentTypeError
+from ..engine import ArgumentError, ArgumentTypeError, Operation, Pending
 from ._late import nd_face
 from .array import Array
 from .context import Context
@@ -156,6 +156,18 @@ class BaseSparseNDArray:
         """Wait until all parts are there.  Sync: blocks.   Raises: as an NDArray's."""
         for part in self._parts:
             part.wait_to_read(timeout)
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """``await x``: the array itself, when all parts as of this moment are there.   Raises: as an NDArray's."""
+        yield from Pending(self._writers()).__await__()
+        return self
+
+    def _writers(self) -> list[Operation | None]:
+        return [writer for part in self._parts for writer in part._writers()]
+
+    def asnumpy_async(self) -> Coroutine[Any, Any, RawArray]:
+        """As `asnumpy`, to be awaited; the value is the one as of this call."""
+        return self.tostype("default").asnumpy_async()  # type: ignore[no-any-return]
 
     def wait_to_write(self, timeout: float | None = None) -> None:
         """Nothing to wait for: a write takes other parts.  Never blocks."""

@@ -119,6 +119,34 @@ MUTANTS = {
         "a thread that is no worker runs atomic kernels and brief segments only",
         "waiting.py", "here_too = o.kind is ATOMIC or brief(o)", "here_too = True",
         "test_waits.py::test_a_waiting_user_thread_helps_with_needed_kernels_only"),
+    # ---- event loops
+    "mail-before-look": Mutant(
+        "a loop that takes its mail may be called again before it looks",
+        (("engine/mail.py", "        self.called = False  # before the look: race \"mail-before-look\"\n", ""),
+         ("engine/mail.py", "            self.ring()\n\n    def sort",
+          "            self.ring()\n        self.called = False\n\n    def sort")),
+        "tests/engine/test_aio.py::test_a_completion_while_the_loop_takes_its_mail"),
+    "ring-before-removal": one(
+        "who rings for mail takes it off the list afterwards",
+        "mail.py", "            box.ring()  # first: cut here, it is still listed\n            unrung.remove(box)\n",
+        "            unrung.remove(box)\n            box.ring()\n",
+        "test_aio.py::test_a_ring_that_is_cut_is_made_up_for"),
+    "leash": one(
+        "a coroutine whose loop is closed has no runner",
+        "running.py", "claim[1] = op.leash or kept", "claim[1] = kept",
+        "test_aio.py::test_an_operation_whose_loop_is_closed"),
+    "blocked-loop": one(
+        "a wait that blocks the loop which has to run what it waits for is refused",
+        "core.py", "            self._would_block_its_loop(op)", "            pass",
+        "test_aio.py::test_a_wait_that_blocks_the_loop_it_needs"),
+    "stand-in": one(
+        "a worker that is in an event loop of its own has a stand-in",
+        "aio.py", "start_new_thread(self._stand_in, (current, box))", "pass",
+        "test_aio.py::test_an_await_in_a_loop_of_its_own_inside_the_only_worker"),
+    "held-task": one(
+        "a push that a closed loop's task is held at holds nobody",
+        "held.py", "return not self.over and self.box.runs()", "return not self.over",
+        "test_aio.py::test_a_held_task_of_a_closed_loop_holds_nobody"),
     "doors": one(
         "an operation that is shared ends when those have left who take part in it",
         "shared.py", "(a.door._acquire_restore, me)", "(list, ())",

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from vardag.engine import Engine, Operation, Variable
-from vardag.engine.limits import Held
+from vardag.engine.coroutines import AsyncOperation
+from vardag.engine.held import Held
+from vardag.engine.mail import Mailbox
 from vardag.engine.ready import Lane
 from vardag.ndarray.array import Array
 from vardag.ndarray.buffer import Buffer, Chunk, Saved
@@ -29,6 +31,8 @@ def load():
     spec.loader.exec_module(module)
     return module
 
+
+SHARED = (Operation, Mailbox, Variable, Lane, Held, Buffer, Chunk, Saved, Array)
 
 mutants = load()
 QUICK = mutants.MUTANTS["poison"]
@@ -80,7 +84,8 @@ def test_every_shared_field_has_its_row():
     ]
     with Engine(workers=1) as e:
         fields = {"Engine": list(vars(e))}
-    fields |= {kind.__name__: slots(kind) for kind in (Operation, Variable, Lane, Held, Buffer, Chunk, Saved, Array)}
+    fields |= {kind.__name__: slots(kind) for kind in SHARED}
+    fields["AsyncOperation"] = list(AsyncOperation.__slots__)
     for kind, names in fields.items():
         cells = " ".join(row for row in rows if f"`{kind}" in row)
         missing = [name for name in names if name not in re.findall(r"\w+", cells)]

@@ -15,6 +15,7 @@ import pytest
 
 from vardag import nd
 from vardag.engine import Engine
+from vardag.engine.instrument import Instrument
 from vardag.engine.testing import audit
 
 LONG = float(os.environ.get("VARDAG_STRESS") or 0) > 0
@@ -24,7 +25,7 @@ ARRAYS = 8
 PRIME = 1_000_003
 
 
-class Admitted:
+class Admitted(Instrument):
     """Notes, under the lock that orders pushes, what the pushing thread says it is doing."""
 
     def __init__(self) -> None:
