@@ -53,7 +53,7 @@ operators: $(VENV)/.installed-test
 # of the rest.  Below 15 minutes on two cores with nothing beside it; the table of what was counted comes last
 # (tests/engine/conftest.py).
 STORM := 5
-LONG_TESTS := tests/autograd/test_random_programs.py tests/ndarray/test_memory.py tests/ndarray/test_files_hostile.py \
+LONG_TESTS := tests/autograd/test_random_programs.py tests/autograd/test_torch_programs.py tests/ndarray/test_memory.py tests/ndarray/test_files_hostile.py \
 	tests/ndarray/test_random_indexing.py tests/engine
 
 stress: $(VENV)/.installed-test

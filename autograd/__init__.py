@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .anomaly import AnomalyError, detect_anomaly
 from .backward import backward
+from .checking import Checked, GradientMismatch, check
 from .custom_gradients import custom_gradient
 from .function import Function
 from .functional import attach_grad, compute_gradient, grad, grad_and_loss, mark_variables, zero_grad
@@ -25,11 +26,14 @@ from .transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __all__ = [
     "AnomalyError",
+    "Checked",
     "Function",
+    "GradientMismatch",
     "Graph",
     "GraphError",
     "attach_grad",
     "backward",
+    "check",
     "checkpoint",
     "compute_gradient",
     "custom_gradient",

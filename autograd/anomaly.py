@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import engine as _engine
-from ..engine import Engine, Error, Kind, Operation, Variable
+from ..engine import ArgumentError, Engine, Error, Kind, Operation, Variable
 from ..ndarray.buffer import Buffer
 from ..ndarray.dtype import is_float
 from ..operators.launch import Launch, watch, watchers
@@ -44,8 +44,8 @@ class detect_anomaly:
     infinite : bool
         Whether infinities count as well as NaN.
 
-    What this thread or task pushes within the block is looked at, in forward and in backward; backward may come in
-    another block than forward.  For searching: all of the engine is slow meanwhile.
+    What this thread or task pushes to the engine that is current at the beginning is looked at, in forward and in
+    backward; backward may come in another block than forward.  For searching: the engine is slow meanwhile.
 
     Sync: the end of the block waits for what was pushed in it.   Raises: AnomalyError, a FloatingPointError.
 
@@ -74,8 +74,7 @@ class detect_anomaly:
         self._blocks.append((watch.set(finder), finder, engine))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        token, finder, engine = self._blocks.pop()
-        watch.reset(token)
+        finder, engine = self._leave()
         with _lock:
             count, inline, fusion = _engines.pop(engine)
             if count > 1:
@@ -85,8 +84,20 @@ class detect_anomaly:
             watchers.remove(finder)
         if error is None or isinstance(error, AnomalyError):
             found = finder.first()
-            if found is not None and error is None:
-                raise found
+            if found is not None and (error is None or str(found) != str(error)):
+                raise found  # a wait may have come upon a later one
+
+    def _leave(self) -> tuple[Finder, Engine]:
+        """Back to what was before in this context: other threads and tasks may be in the same block."""
+        for entry in reversed(tuple(self._blocks)):
+            token, finder, engine = entry
+            try:
+                watch.reset(token)
+            except ValueError:  # another context's
+                continue
+            self._blocks.remove(entry)
+            return finder, engine
+        raise ArgumentError("[detect_anomaly] a block is left in the thread or task that entered it")
 
     async def __aenter__(self) -> None:
         self.__enter__()

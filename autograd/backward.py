@@ -6,7 +6,7 @@ The walk (walk.py) pushes the gradient operations; here arguments are checked, r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -29,7 +29,10 @@ from .walk import ZERO, Walk, reshaped
 
 
 def _arrays(what: str, value: Any) -> list[Array]:
-    arrays = [value] if isinstance(value, Array) or not isinstance(value, Iterable) else list(value)
+    try:
+        arrays = [value] if isinstance(value, Array) else list(value)
+    except TypeError:
+        arrays = [value]
     for a in arrays:
         if not isinstance(a, Array):
             raise ArgumentTypeError(f"[{what}] {a!r}: an array expected")
@@ -121,6 +124,7 @@ def _leaf_gradients(heads: Sequence[Array], wanted: Sequence[Leaf] | None) -> li
         arrived = cotangents.get(leaf, [None])[0]
         zeros = arrived is None or arrived is ZERO
         made = numpy_face.zeros(shape=like.shape, dtype=like._dtype, ctx=like.context) if zeros else arrived
+        made = made if made._dtype == like._dtype else numpy_face.cast(made, dtype=like._dtype)
         results.append(as_face(type(like) if isinstance(like, Array) else NDArray, reshaped(made, like.shape)))
     return _apart(results)
 
@@ -319,6 +323,8 @@ def _result(cotangents: dict[Any, list[Any]], variable: Array, target: Any, posi
     if gradient is None or gradient is ZERO:
         gradient = numpy_face.zeros(shape=variable._shape, dtype=variable._dtype, ctx=variable.context)
     gradient = reshaped(gradient, variable._shape)
+    if gradient._dtype != variable._dtype:  # 16-bit floats were added up in float32
+        gradient = numpy_face.cast(gradient, dtype=variable._dtype)
     return as_face(type(variable), gradient)
 
 

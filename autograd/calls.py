@@ -17,12 +17,12 @@ from ..engine import ArgumentError, ArgumentTypeError
 from ..ndarray.array import Array
 from ..ndarray.dtype import BOOL, is_float
 from ..ndarray.line import Line, Scope, scope, within
+from ..ndarray.memory import PAGE
 from ..ndarray.reading import describe
 from ..ndarray.sparse_arrays import BaseSparseNDArray
-from ..operators.faces import numpy_face
-from .backward import as_face
 from .scope import record
 from .segment import in_mode, pulled
+from .structure import UNKNOWN
 from .tape import Entry, Leaf, entry_of, number
 from .trees import Form, build, flatten, leaves_like, words
 
@@ -195,12 +195,27 @@ def _renamed(x: Array) -> Array:
         copied: Array = x._ops.copy(x)
         if entry_of(copied) is not None:
             return copied
-    return _marked(within(Scope(None, False, True), x._ops.copy, x))
+    copy = _own(x)
+    return _marked(within(Scope(None, False, True), x._ops.copy, x) if copy is None else copy)
+
+
+def _own(x: Array) -> Array | None:
+    """A small young array's value as another array, which costs less than sharing it."""
+    raw = x._raw
+    if raw is None or raw.size >= PAGE:
+        return None
+    copied = raw.copy()
+    return type(x)._young(x._place, copied) if x._raw is raw else None
 
 
 def _marked(fresh: Array) -> Array:
-    """Begin the line of an array that nobody else knows, as a leaf without a gradient array."""
-    line = Line(fresh._shape, fresh._strides, fresh._offset, (Leaf(None, "write"), 0))
+    """Begin the line of an array that nobody else knows, as a leaf without a gradient array.
+
+    It is another one each time, so its graphs have no structure to be known by.
+    """
+    leaf = Leaf(None, "write")
+    leaf.structure = UNKNOWN
+    line = Line(fresh._shape, fresh._strides, fresh._offset, (leaf, 0))
     if fresh._raw is not None:
         fresh._line = line
     else:
@@ -209,10 +224,17 @@ def _marked(fresh: Array) -> Array:
 
 
 def like_zeros(x: Array) -> Any:
-    """Zeros, of the same face."""
-    return as_face(type(x), numpy_face.zeros(shape=x._shape, dtype=x._dtype, ctx=x.context))
+    """Zeros, of the same face and place."""
+    if x.size < PAGE:
+        return type(x)._young(x._place, np.zeros(x._shape, x._dtype))
+    return within(Scope(None, False, True), x._ops.zeros_like, x)
+
+
+def _constant(x: Array) -> Array:
+    copy = _own(x)
+    return x.detach() if copy is None else copy
 
 
 def off_the_tape(tree: Any) -> Any:
     leaves, form = flatten(tree)
-    return build(form, [x.detach() if isinstance(x, Array) and entry_of(x) is not None else x for x in leaves])
+    return build(form, [_constant(x) if isinstance(x, Array) and entry_of(x) else x for x in leaves])

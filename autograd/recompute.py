@@ -9,17 +9,19 @@ same arguments, mode and random numbers, and walks the segment that this records
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, cast
 from weakref import ref
 
 from ..engine import ArgumentError, ArgumentTypeError, here
 from ..ndarray.array import Array
-from ..ndarray.buffer import Saved
+from ..ndarray.buffer import Chunk, Saved
 from ..ndarray.line import Line, Scope, scope, within
 from ..ndarray.random import Draws, Seed, draws
 from ..ndarray.reading import describe
 from ..operators.faces import numpy_face
+from ..operators.tiny import settled
+from .backward import as_face
 from .function import UserForm, _held, _own
 from .recorder import Recorder
 from .segment import Segment
@@ -40,13 +42,15 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
         Of arrays, other values, and trees of them; it gives an array, or a tree of arrays and other values.  It is
         given lazy copies of arrays on the tape.  It must do the same when it is called again: it runs in the same mode
         and draws the same random numbers.  Arrays that it knows from outside get their gradients too, and must not be
-        written between the two calls.  What it changes outside (running statistics) is put back after the second call.
+        written between the two calls.  What it changes outside (running statistics) is put back after the second call,
+        but for what it changes under `pause`, which happens twice.
 
     Outside of `record` it is `f`.  Use it as a decorator, or as ``checkpoint(f)(x)``.
 
     Sync: where `f` does.   Raises: what `f` raises; ArgumentError at the call for a write to an array on the tape that
     is not its own; GraphError at backward if an array from outside was written, or `f` has done something else.
     Gradient: that of `f`, of any order; those of a higher order keep everything.
+    Source: T. Chen and others, "Training Deep Nets with Sublinear Memory Cost" (2016).
 
     >>> from vardag import nd, autograd
     >>> @autograd.checkpoint
@@ -71,49 +75,55 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Watch(Recorder):
-    """The recorder of a first call: it notes what from outside the call reads and changes.
+    """The recorder of a first call: it notes what memory the call reads and changes.
 
-    `start`: nodes below it are from outside.   `own`: the chunks of the arrays that the call was given.   `read`: weak
-    references to arrays on the tape from outside, with their versions.   `changed`: to those updated by the way.
+    `start`: nodes below it are from outside.   `own`: the chunks of the arguments.   `read`, `changed`: by id, weak
+    references to chunks, or to arrays that are young; `read` with (shape, dtype).  What the call has made itself is
+    there too, and is soon gone.
     """
 
     __slots__ = ("changed", "name", "own", "read", "start")
 
-    def __init__(self, inplace: str | None, name: str) -> None:
+    def __init__(self, inplace: str | None, name: str, own: set[Any]) -> None:
         super().__init__(inplace)
-        self.name, self.start = name, number()
-        self.own: set[Any] = set()
-        self.read: dict[int, tuple[Any, int]] = {}
+        self.name, self.own, self.start = name, own, number()
+        self.read: dict[int, tuple[Any, Any]] = {}
         self.changed: dict[int, Any] = {}
 
-    def outside(self, array: Array) -> bool:
-        """Is it on the tape by what was recorded before the call?"""
-        name = array._line
-        if isinstance(name, Node):  # of a young array
-            return name.number < self.start
-        line = array._tape_line
-        entry = None if line is None else line.entry
-        return entry is not None and entry[0].number < self.start and array._chunk not in self.own
-
     def node(self, previous: Any, op: Any, inputs: Any, attributes: Any, made: Any, targets: Any) -> Any:
-        for target in targets:
-            if self.outside(target):
-                raise ArgumentError(
-                    f"[{op.name}] {describe(target)} is on the tape from outside of the checkpointed {self.name}, "
-                    "which must not write it, for it is called again"
-                )
+        for x in (*targets, *(inputs[op.inputs.index(name)] for name in op.updates)):
+            if isinstance(x, Array) and x._chunk not in self.own:
+                line = x._tape_line
+                if line is not None and line.entry is not None and line.entry[0].number < self.start:
+                    raise ArgumentError(
+                        f"[{op.name}] {describe(x)} is on the tape from outside of the checkpointed {self.name}, "
+                        "which must not write it, for it is called again"
+                    )
+                self.changed[id(x._chunk)] = ref(x._chunk)
         self.note(inputs)
-        for name in op.updates:
-            x = inputs[op.inputs.index(name)]
-            if isinstance(x, Array):
-                self.changed[id(x)] = ref(x)
         return super().node(previous, op, inputs, attributes, made, targets)
 
     def note(self, inputs: Sequence[Any]) -> None:
         """Note what is read."""
         for x in inputs:
-            if isinstance(x, Array) and id(x) not in self.read and self.outside(x):
-                self.read[id(x)] = ref(x), x.version
+            if isinstance(x, Array):
+                memory: Any = x if x._raw is not None else x._chunk
+                known = self.read.get(id(memory))
+                if (known is None or known[0]() is not memory) and memory not in self.own:
+                    self.read[id(memory)] = ref(memory), x._meta
+
+    def outside(self, results: Sequence[Any]) -> tuple[list[tuple[Any, int, Any]], list[Any]]:
+        """What is left of what the call has read, with versions, and of what it has changed; results aside."""
+        own = {id(y._chunk) for y in results if isinstance(y, Array) and y._raw is None}
+        changed = {key: found for key, found in self.changed.items() if key not in own}
+        read = []
+        for found, meta in self.read.values():
+            memory = found()
+            if isinstance(memory, Array) and memory._raw is None:
+                memory = memory._chunk  # it is young no more
+            if memory is not None and id(memory) not in own and id(memory) not in self.changed:
+                read.append((ref(memory), memory.version, meta))
+        return read, list(changed.values())
 
     def again(self, forms: Any, op: Any, inputs: Any, attributes: Any, made: Any) -> Any:
         self.note(inputs)
@@ -141,7 +151,7 @@ class _Kept(NamedTuple):
     training: bool
     seeds: list[Seed]
     inner: list[int]
-    read: list[tuple[Any, int]]
+    read: list[tuple[Any, int, Any]]
     changed: list[Any]
 
 
@@ -155,10 +165,10 @@ def _first(f: Callable[..., Any], outer: Recorder, args: Any, kwargs: Any) -> An
         saved.entry = entry_of(x)
     rest = iter(values)
     kept = [(next(rest)[0], type(x)) if isinstance(x, Array) else x for x in leaves]
-    watch, noted = _Watch(outer.inplace, name), Draws(outer=draws.get())
     # An array that is not on the tape may be state, which the first call changes.
     given = [_restored(k) if isinstance(x, Array) and k[0].entry else x for k, x in zip(kept, leaves, strict=True)]
-    watch.own |= {x._chunk for x in given if isinstance(x, Array)}
+    own = {x._chunk for x in (*given, *arrays) if isinstance(x, Array)}
+    watch, noted = _Watch(outer.inplace, name, own), Draws(outer=draws.get())
     result = _call(f, form, given, Scope(watch, training, False), noted)
     outer.written_leaves += watch.written_leaves
     outputs, made = flatten(result)
@@ -167,7 +177,7 @@ def _first(f: Callable[..., Any], outer: Recorder, args: Any, kwargs: Any) -> An
         return result
     edges = _ends([outputs[i] for i in inner], watch.start)
     fresh = [_own(outputs[i]) for i in inner]
-    second = _Kept(f, form, kept, training, noted.taken, inner, list(watch.read.values()), list(watch.changed.values()))
+    second = _Kept(f, form, kept, training, noted.taken, inner, *watch.outside(outputs))
     node = _CheckpointNode(second, name, edges, fresh)
     for i, y in enumerate(fresh):
         y._chunk.line = Line(y._shape, y._strides, y._offset, (node, i))
@@ -190,16 +200,34 @@ def _restored(kept: tuple[Saved, Any]) -> Any:
     return face._from_saved(saved, None)
 
 
+def _whole(chunk: Chunk) -> Array:
+    """All of a memory, off the tape."""
+    return Array._over(chunk, chunk.buffer.shape).detach()
+
+
+def _put_off(leaves: list[Any], kept: Sequence[Any], other: Array) -> None:
+    """Let what uses the arguments wait for another array, or all the second calls of a chain would run ahead of the
+    gradients that they are for, and together hold as much as if everything had been kept.
+
+    Of arguments that were computed; of marked ones, which may be large, the smallest, if there are no others.
+    """
+    places = [i for i, k in enumerate(kept) if type(k) is tuple and k[0].entry is not None]
+    computed = [i for i in places if isinstance(kept[i][0].entry[0], Node)]
+    for i in computed or sorted(places, key=lambda i: int(leaves[i].size))[:1]:
+        leaves[i] = as_face(type(leaves[i]), numpy_face.copy_after(leaves[i], other))
+
+
 def _from(array: Array, start: int) -> bool:
+    """Is it from this call?  A view is what it is a view of."""
     entry = entry_of(array)
-    return entry is not None and not _below(entry[0], start)
+    while entry is not None and isinstance(entry[0], Node) and entry[0].op is VIEW and entry[0].number < start:
+        entry = entry[0].edges[0]
+    return entry is not None and entry[0].number >= start
 
 
 def _below(node: Any, start: int) -> bool:
-    """Is it from before?  A view is what it is a view of: see `Segment`."""
-    while isinstance(node, Node) and node.op is VIEW and node.number < start:
-        node = node.edges[0][0]  # type: ignore[index]
-    return bool(node.number < start)
+    """Is it an end of the segment?  No view is: see `Segment`."""
+    return bool(node.number < start and getattr(node, "op", None) is not VIEW)
 
 
 def _ends(heads: Sequence[Array], start: int) -> tuple[Entry, ...]:
@@ -209,7 +237,7 @@ def _ends(heads: Sequence[Array], start: int) -> tuple[Entry, ...]:
     found: dict[tuple[int, int], Entry] = {}
     while todo:
         node, index = todo.pop()
-        if node.number < start and getattr(node, "op", None) is not VIEW:
+        if _below(node, start):
             found[node.number, index] = node, index
         elif node not in seen:
             seen.add(node)
@@ -228,18 +256,18 @@ class _CheckpointNode(FunctionNode):
 
     def gradients(self, cotangents: list[Any], kept: dict[Any, Any]) -> Iterator[Any]:
         second: _Kept = kept["kept"]
-        for array, version in second.read:
-            x = array()
-            if x is not None and x.version != version:
+        for found, version, (shape, dtype) in second.read:
+            memory = found()
+            if memory is not None and memory.version != version:
                 raise GraphError(
-                    f"[{self.op.name}] recorded at {self.recorded_at}: {describe(x)}, which it read, was written "
+                    f"[{self.op.name}] recorded at {self.recorded_at}: {dtype}{shape}, which it read, was written "
                     "before backward; give it as an argument, whose value is kept"
                 )
         create = scope.get().recorder
         floor = number()
-        heads = self._again(second, create or Recorder())
+        heads = self._again(second, create or Recorder(), cotangents[0])
         walk = Segment(entries_of(heads), True, create is not None, floor, True)
-        walk.run(cotangents, walk.below)
+        walk.run(cotangents, partial(_below, start=floor))
         edges = cast("tuple[Entry, ...]", self.edges)  # none of them is None
         wanted = {(node.number, i) for node, i in edges}
         for node, arrived in walk.cotangents.items():
@@ -248,16 +276,18 @@ class _CheckpointNode(FunctionNode):
         for node, i in edges:
             yield walk.cotangents.get(node, {i: ZERO})[i]
 
-    def _again(self, second: _Kept, recorder: Recorder) -> list[Any]:
+    def _again(self, second: _Kept, recorder: Recorder, cotangent: Array) -> list[Any]:
         """The heads of the second call."""
-        state = [(x, x.detach().copy()) for r in second.changed if (x := r()) is not None]
+        state = [(x := _whole(chunk), x.copy()) for found in second.changed if (chunk := found()) is not None]
         leaves = [_restored(x) if type(x) is tuple else x for x in second.leaves]
         mode = Scope(recorder, second.training, False)
+        if settled(cotangent) is None:
+            within(mode, _put_off, leaves, second.leaves, cotangent)
         try:
             result = _call(second.f, second.form, leaves, mode, Draws(iter(second.seeds), draws.get()))
         finally:
             for x, value in state:
-                numpy_face.assign(value, out=x.detach())
+                numpy_face.assign(value, out=x)
         outputs, _ = flatten(result)
         heads = [outputs[i] if i < len(outputs) else None for i in second.inner]
         for head, made in zip(heads, self.made, strict=True):

@@ -66,7 +66,7 @@ class _Mode:
 
 def _end(recorder: Recorder) -> None:
     """Marked arrays that were written in the scope are leaves again, with their current bytes."""
-    leaves = [(line, "entry", line.leaf) for line in recorder.written_leaves]
+    leaves: list[tuple[Any, str, Any]] = [(line, "entry", line.leaf) for line in recorder.written_leaves]
     if leaves:
         leaves.append((marks, "last", object()))
     deque(starmap(setattr, leaves), 0)  # one C call: no interrupt leaves some of them behind

@@ -91,7 +91,7 @@ def pulled(
 
 
 def _zeros(like: Array) -> Any:
-    return like._ops.zeros_like(like.detach())
+    return within(Scope(None, False, True), like._ops.zeros_like, like)
 
 
 def in_mode(training: bool, function: Callable[..., Any], *arguments: Any) -> Any:

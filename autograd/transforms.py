@@ -1,4 +1,7 @@
-"""Transforms of functions: value_and_grad, vjp, jvp, jacobian, hessian, hvp, over trees of arrays; see calls.py."""
+"""Transforms of functions: value_and_grad, vjp, jvp, jacobian, hessian, hvp, over trees of arrays; see calls.py.
+
+Their names and forms are those of JAX, where that has them.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,7 @@ def jvp(
     gradient by its cotangent, so it costs two backward passes, and exists wherever second derivatives do.
 
     Sync: never blocks.   Raises: ArgumentError, ArgumentTypeError at the call.
+    Source: J. Townsend, "A new trick for calculating Jacobian vector products" (2017).
 
     >>> from vardag import nd, autograd
     >>> value, tangent = autograd.jvp(lambda x: x * x, [nd.array([2., 3.])], [nd.array([1., 10.])])
@@ -222,7 +226,7 @@ def _units(like: Array) -> list[Array]:
 def _stacked(parts: Sequence[Array], axis: int, shape: Any, variable: Array) -> Any:
     whole = (*shape, *variable._shape)
     if not math.prod(whole):
-        return as_face(type(variable), numpy_face.zeros(shape=whole, dtype=variable._dtype, ctx=variable.context))
+        return type(variable)._young(variable._place, np.zeros(whole, variable._dtype))
     return as_face(type(variable), numpy_face.reshape(numpy_face.stack(*parts, axis=axis), shape=whole))
 
 

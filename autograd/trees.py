@@ -54,6 +54,17 @@ def _build(form: Form, leaves: Iterator[Any]) -> Any:
     return make(parts)
 
 
+def paths(form: Form, prefix: str = "") -> list[str]:
+    """Where each leaf is: ``0['w'][1]`` of a list of arguments."""
+    if form.kind is None:
+        return [prefix]
+    keys = range(len(form.parts)) if form.keys is None else form.keys
+    found = []
+    for key, part in zip(keys, form.parts, strict=True):
+        found += paths(part, f"{prefix}[{key!r}]" if prefix else f"{key!r}")
+    return found
+
+
 def leaves_like(form: Form, tree: Any, what: str) -> list[Any]:
     """The leaves of a tree that must have this form; `what` says in the error what it is.
 

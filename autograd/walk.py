@@ -20,7 +20,7 @@ import numpy as np
 from ..engine import here
 from ..ndarray.array import Array
 from ..ndarray.buffer import Admission, Saved
-from ..ndarray.dtype import is_float
+from ..ndarray.dtype import FLOAT32, NARROW, is_float
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
 from ..operators.launch import watchers
@@ -93,6 +93,9 @@ class Walk:
             if watchers:
                 tell(node)
             if arrived is not None and isinstance(node, Node) and any(a is not None for a in arrived):
+                arrived[:] = [
+                    a if m is None else self._rounded(a, m[1]) for a, m in zip(arrived, node.made, strict=True)
+                ]
                 indices = [i for i, e in enumerate(self.edges[node]) if e is not None and e[0].number in needed]
                 if indices:
                     self._through(node, indices, arrived)
@@ -115,8 +118,16 @@ class Walk:
                 self.own.add((node, index))
         elif gradient is not ZERO:
             face = nd_face if self.rows and wants(node) else self.F
-            arrived[index] = face.add(before, gradient)
+            arrived[index] = face.add(self._wide(before), self._wide(gradient))
             self.own.add((node, index))
+
+    def _wide(self, gradient: Any) -> Any:
+        """What is to be added to others: 16-bit floats are added up in float32, and rounded once, by `_rounded`."""
+        return self.F.cast(gradient, dtype=FLOAT32) if getattr(gradient, "_dtype", None) in NARROW else gradient
+
+    def _rounded(self, gradient: Any, dtype: Any) -> Any:
+        narrow = dtype in NARROW and isinstance(gradient, Array) and gradient._dtype != dtype
+        return self.F.cast(gradient, dtype=dtype) if narrow else gradient
 
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
         """From the cotangents of a node's outputs to those of its inputs."""
@@ -172,7 +183,7 @@ class Walk:
             to, index = self.edges[node][0]
             whole = self._writable(to, index)
             if whole is None:
-                zeros = numpy_face.zeros(shape=base[0], dtype=base[1], ctx=g.context)
+                zeros = numpy_face.zeros(shape=base[0], dtype=FLOAT32 if base[1] in NARROW else base[1], ctx=g.context)
                 self._arrive(to, index, zeros, True)
                 whole = self._writable(to, index)
             if whole is None:

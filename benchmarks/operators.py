@@ -2,7 +2,7 @@
 
 ``python benchmarks/operators.py`` compares with the answers of the real MXNet in tests/operators/mxnet_operators.npz,
 and with the references of the declarations, which NumPy computes in float64.  Deviations are relative to the largest
-value.
+value.  ``--mxnet PATH/python`` times operators beside MXNet's; those beyond 3 times its time are listed with a profile.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import linecache
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vardag import nd
+from vardag.engine import Engine
 from vardag.operators import registry
 from vardag.operators.signatures import gradient
 from vardag.operators.testing import Case, arrays_of
 
+FOLDER = str(Path(nd.__file__).resolve().parent.parent / "operators")
+AROUND = "around the kernels, and ufuncs"
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "operators"
 
 
@@ -61,9 +67,21 @@ def from_numpy(op: Any) -> float | None:
     return worst
 
 
-def times(tests: Any, python: str) -> dict[str, float]:
-    """The time of each operator by MXNet's in the interpreter `python`, at a middle size, one after the other."""
-    found: dict[str, float] = {}
+class Asked(NamedTuple):
+    """One timed call: seconds here and in MXNet."""
+
+    question: dict[str, Any]
+    ours: float
+    theirs: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.theirs
+
+
+def times(tests: Any, python: str) -> dict[str, Asked]:
+    """Each operator beside MXNet's in the interpreter `python`, at a middle size, one after the other."""
+    found: dict[str, Asked] = {}
     mxnet = subprocess.Popen(
         [python, str(TESTS / "mxnet_operators.py"), "clock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
@@ -78,10 +96,75 @@ def times(tests: Any, python: str) -> dict[str, float]:
                 break
             theirs = json.loads(answer)
             if theirs:
-                ours = tests.mxnet.timed(nd, lambda x: nd.array(x, dtype=x.dtype), question)
-                found[question["name"]] = ours / theirs
+                found[question["name"]] = Asked(question, here(tests, question), theirs)
         mxnet.stdin.close()
     return found
+
+
+def here(tests: Any, question: dict[str, Any], rounds: int = 15) -> float:
+    """The least seconds of a call in this library."""
+    seconds: float = tests.mxnet.timed(nd, lambda x: nd.array(x, dtype=x.dtype), question, rounds)
+    return seconds
+
+
+def profile(tests: Any, asked: Asked, rounds: int = 10) -> list[tuple[float, str]]:
+    """(share of the time, where), the largest first: lines of kernels, their C calls, and what is around the kernels.
+
+    Kernels run on this thread, by the serial engine; the rest of the time is the way there and back: arguments, push,
+    hand-over between threads.
+    """
+    spent: Counter[str] = Counter()  # seconds
+
+    def where(frame: Any) -> str:
+        """The line of an operator's file that this frame is in, or was called by."""
+        while frame is not None and not frame.f_code.co_filename.startswith(FOLDER):
+            frame = frame.f_back
+        if frame is None:
+            return "?"
+        file = frame.f_code.co_filename
+        return f"{Path(file).name}:{frame.f_lineno} {linecache.getline(file, frame.f_lineno).strip()}"
+
+    def lines(kernel: Any) -> Any:
+        def follow(frame: Any, event: str, _: Any) -> Any:
+            nonlocal last, place
+            spent[place] += time.perf_counter() - last
+            place = where(frame.f_back if event == "return" else frame)
+            last = time.perf_counter()
+            return follow if frame.f_code.co_filename.startswith(FOLDER) else None
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal last, place
+            place, last, before = "?", time.perf_counter(), sys.gettrace()
+            sys.settrace(follow)
+            try:
+                steps = kernel(*arguments, **named)
+            finally:
+                sys.settrace(before)
+            for function, *operands in steps or ():
+                begin = time.perf_counter()
+                function(*operands)
+                owner = getattr(function, "__self__", None)
+                name = getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", "")
+                spent[f"{getattr(owner, '__name__', '')}.{name}".strip(".")] += time.perf_counter() - begin
+            return () if steps is not None else None
+
+        last: float = 0.0
+        place = "?"
+        return run
+
+    kernels = [(op, op.kernel) for op in registry if op.ufunc is None]
+    for op, kernel in kernels:
+        op.kernel = lines(kernel)
+    try:
+        with Engine(kind="NaiveEngine", inline=False):
+            here(tests, asked.question, rounds)
+    finally:
+        for op, kernel in kernels:
+            op.kernel = kernel
+    del spent["?"]
+    whole = max(asked.ours * (rounds + 2), spent.total())
+    around = whole - spent.total()
+    return [(seconds / whole, place) for place, seconds in (spent + Counter({AROUND: around})).most_common()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,16 +186,22 @@ def main(arguments: list[str] | None = None) -> int:
             op = ours.get(name) if space == "nd" else None
             mx, np64 = apart.get(name) if space == "nd" else None, None if op is None else from_numpy(op)
             shown = [f"{x:9.1e}" if x is not None else f"{'-':>9}" for x in (mx, np64)]
-            ratio = f"{ratios[name]:6.2f}" if space == "nd" and name in ratios else f"{'-':>6}"
+            ratio = f"{ratios[name].ratio:6.2f}" if space == "nd" and name in ratios else f"{'-':>6}"
             print(f"{space + '.' + name:40} {'yes' if name in here else 'no':>5} {shown[0]} {shown[1]} {ratio}  "
                   f"{gradient(op) if op else ''}")  # fmt: skip
             bad += mx is not None and mx > 1e-5
         print(f"-- {space}: {len(here)} of {len(listed)} names; {sum(n in apart for n in listed)} compared with MXNet")
     if ratios:
-        slow = sorted((name for name, ratio in ratios.items() if ratio > 3), key=lambda name: -ratios[name])
+        slow = sorted((asked for asked in ratios.values() if asked.ratio > 3), key=lambda asked: -asked.ratio)
         within = 1 - len(slow) / len(ratios)
-        print(f"-- {len(ratios)} timed, of about 131,072 elements: {within:.0%} within 3 times MXNet's time")
-        print(f"-- slower: {', '.join(f'{name} {ratios[name]:.1f}' for name in slow) or 'none'}")
+        print(f"-- {len(ratios)} timed, of about 131,072 elements: {within:.0%} within 3 times MXNet's time; slower:")
+        for asked in slow:
+            shapes = ", ".join(str(np.shape(x)) for _, x, _, _ in asked.question["operands"])
+            took = f"{asked.ours * 1e6:.0f} us, MXNet {asked.theirs * 1e6:.0f} us"
+            print(f"{asked.question['name']} {asked.ratio:.1f}: {took}; {shapes} x {asked.question['times']}, "
+                  f"{asked.question['attributes']}")  # fmt: skip
+            for share, where in profile(tests, asked)[:4]:
+                print(f"    {share:4.0%}  {where[:100]}")
     return int(bad > 0)
 
 

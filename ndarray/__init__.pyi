@@ -91,7 +91,7 @@ def InstanceNorm(data: Any, gamma: Any, beta: Any, eps: Any = 0.001, *, out: Any
 def L2Normalization(data: Any, eps: float = 1e-10, mode: str = 'instance') -> Any:
     """data over its 2-norm: of each example ("instance"), along axis 1 ("channel") or over the axes from 2 ("spatial")."""
 
-def LRN(data: Any, alpha: float = 0.0001, beta: float = 0.75, knorm: float = 2.0, nsize: int = 5) -> Any:
+def LRN(data: Any, alpha: Any = 0.0001, beta: Any = 0.75, knorm: Any = 2.0, nsize: Any = 5, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Local response normalization across channels: data / (knorm + alpha / nsize * sum of squares) ** beta."""
 
 def LayerNorm(data: Any, gamma: Any, beta: Any, axis: Any = -1, eps: Any = 1e-05, output_mean_var: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
@@ -407,7 +407,7 @@ def choose_element_0index(a: Any, index: Any, axis: Any = -1, keepdims: Any = Fa
     """One element of each row along an axis."""
 
 def clip(data: Any, a_min: Any = None, a_max: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """Elements below a_min become a_min, those above a_max become a_max.  The gradient at the bounds is g."""
+    """Elements below a_min become a_min, those above a_max become a_max."""
 
 def col2im(data: Any, output_size: Any, kernel: Any, stride: Any = ..., dilate: Any = ..., pad: Any = ..., *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """The images to whose windows these columns are added: the gradient of im2col.   Source: MXNet col2im."""
@@ -536,7 +536,7 @@ def greater_equal(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = 
     """greater_equal of each pair of elements: 1 or 0 in the operands' dtype (NumPy's rules: bool)."""
 
 def hard_sigmoid(data: Any, alpha: Any = 0.2, beta: Any = 0.5, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """alpha x + beta, cut to [0, 1]; the gradient at the two kinks is 0."""
+    """alpha x + beta, cut to [0, 1]."""
 
 def histogram(a: Any, bins: Any = 10, range: Any = None) -> Any:
     """How many elements lie in each bin (int64), and the edges of the bins.   MXNet: histogram."""
@@ -668,10 +668,10 @@ def matmul(x: Any, y: Any, *, out: Any = None, ctx: Context | None = None, name:
     """The matrix product over the last two axes; the axes before them broadcast."""
 
 def max(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The largest element; every element that ties has gradient g."""
+    """The largest element."""
 
 def max_axis(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The largest element; every element that ties has gradient g."""
+    """The largest element."""
 
 def maximum(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """maximum of each pair of elements."""
@@ -680,10 +680,10 @@ def mean(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = Fals
     """The mean of the elements; float64 for integers."""
 
 def min(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The smallest element; every element that ties has gradient g."""
+    """The smallest element."""
 
 def min_axis(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The smallest element; every element that ties has gradient g."""
+    """The smallest element."""
 
 def minimum(lhs: Any, rhs: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """minimum of each pair of elements."""
@@ -797,7 +797,7 @@ def preloaded_multi_sgd_update(*data: Any, rescale_grad: Any = 1.0, clip_gradien
     """sgd_update of many weights by one operation."""
 
 def prod(data: Any, axis: Any = None, keepdims: Any = False, exclude: Any = False, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """The product of the elements.  The gradient is exact where elements are 0, too."""
+    """The product of the elements."""
 
 def radians(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """radians of each element."""
@@ -863,7 +863,7 @@ def reciprocal(data: Any, *, out: Any = None, ctx: Context | None = None, name: 
     """1 / x of each element."""
 
 def relu(data: Any, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
-    """max(x, 0) of each element; the gradient at 0 is 0."""
+    """max(x, 0) of each element."""
 
 def repeat(data: Any, repeats: Any, axis: Any = None, *, out: Any = None, ctx: Context | None = None, name: str | None = None) -> NDArray:
     """Every element `repeats` times in a row, along an axis or (None) of the flattened array."""

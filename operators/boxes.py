@@ -334,6 +334,7 @@ _STDS: dict[str, Any] = {"std0": 0.1, "std1": 0.2, "std2": 0.3, "std3": 0.4, "cl
 
 @operator(
     "contrib_box_decode", infer=_decode, nd=CONTRIB, cost=60,
+    kinks="where a logarithm is just clip the gradient is that from below",
     samples=[Sample((2, 3, 4), (1, 3, 4), **_STDS), Sample((1, 2, 4), (1, 2, 4), **{**_STDS, "clip": 0.1,
                                                                                     "format": "corner"})],
     reference=lambda data, anchors, **how: decoded(raw, data, anchors, **how),

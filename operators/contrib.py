@@ -105,8 +105,9 @@ def _reference_copy(old: Any, index: Any, new: Any) -> Any:
 def index_copy(xp: Any, old_tensor: Any, index_vector: Any, new_tensor: Any, *, out: Any) -> None:
     """old_tensor with the rows that index_vector names replaced by those of new_tensor.
 
-    Shapes: (n, a...), (k,), (k, a...) -> (n, a...).   Indices should differ: of rows named twice the last one stays.
-    An index out of range is an error on the data.   MXNet: contrib.index_copy.
+    Shapes: (n, a...), (k,), (k, a...) -> (n, a...).   An index out of range is an error on the data.
+    Indices should differ: of rows named twice the last one stays, but each has the gradient of that place, as in MXNet;
+    the derivative is 0 for all but the last.   MXNet: contrib.index_copy.
     """
     out[...] = old_tensor
     out[bounded(index_vector, len(old_tensor), "raise")] = new_tensor

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from .composite import cotangents_of, derived
 from .faces import Rule, composed, nd_face
@@ -25,17 +24,20 @@ LABELS = ("label", "data_lengths", "label_lengths")
 class Lattice:
     """The places of a batch of labels.
 
-    `classes`: of each place, (n, places).   `skips`: whether it can be reached from two places before.   `steps`,
-    `ends`: of each example, how many steps count and which is the last place.
+    The places of all examples lie in one row, each example's after two that nobody reaches, and two more at the end:
+    so a step from place to place is a shift of the row.   `classes`: of each place, (n, places).   `barred`: 0 where a
+    place can be reached from two places before, else -inf, as a row.   `steps`, `ends`: of each example, how many
+    steps count and which is the last place.
     """
 
     def __init__(
-        self, xp: Any, shape: Any, label: Any, data_lengths: Any, label_lengths: Any, blank_label: str
+        self, xp: Any, shape: Any, label: Any, data_lengths: Any, label_lengths: Any, blank_label: str, dtype: Any
     ) -> None:
         steps, n, classes = shape
         blank, padding = (0, 0) if blank_label == "first" else (classes - 1, -1)
         label = label.astype(np.int64)
         longest = label.shape[1]
+        self.xp, self.n, self.width = xp, n, 2 * longest + 3
         self.steps = _lengths(xp, data_lengths, n, steps, "data_lengths")
         if label_lengths is None:
             lengths = xp.logical_and.accumulate(label != padding, axis=1).sum(1)
@@ -44,50 +46,71 @@ class Lattice:
         self.ends = 2 * lengths
         self.classes = xp.full((n, 2 * longest + 1), blank)
         self.classes[:, 1::2] = label.clip(0, classes - 1)
-        self.skips = xp.zeros((n, 2 * longest + 1), bool)
-        self.skips[:, 3::2] = label[:, 1:] != label[:, :-1]
+        self.barred = xp.full(n * self.width + 2, -np.inf, dtype)
+        self.of(self.barred)[:, 3::2][label[:, 1:] != label[:, :-1]] = 0
         places = xp.arange(2 * longest + 1)
         self.final = (places <= self.ends[:, None]) & (places >= self.ends[:, None] - 1)
 
-    def chosen(self, xp: Any, logs: Any) -> Any:
-        """Of the logarithms of all classes (steps, n, classes) those of each place."""
-        return xp.take_along_axis(logs, self.classes[None], 2)
+    def of(self, rows: Any) -> Any:
+        """Rows as (..., n, places), a view."""
+        return rows[..., : self.n * self.width].reshape(*rows.shape[:-1], self.n, self.width)[..., 2:]
 
-    def forward(self, xp: Any, logs: Any) -> Any:
-        """alpha, (steps, n, places), of the logarithms of each place; it stands still after an example's steps."""
-        alpha = xp.full(logs.shape, -np.inf, logs.dtype)
-        alpha[0, :, :2] = logs[0, :, :2]
-        for t in range(1, len(logs)):
-            alpha[t] = xp.where((t < self.steps)[:, None], self._come(xp, alpha[t - 1]) + logs[t], alpha[t - 1])
+    def rows(self, steps: int) -> Any:
+        """Rows of -inf, one for each step."""
+        return self.xp.full((steps, len(self.barred)), -np.inf, self.barred.dtype)
+
+    def chosen(self, logs: Any) -> Any:
+        """Of the logarithms of all classes (steps, n, classes) those of each place, in rows."""
+        steps, n, classes = logs.shape
+        made = self.rows(steps)
+        where = self.xp.arange(n)[:, None] * classes + self.classes
+        self.of(made)[...] = logs.reshape(steps, n * classes).take(where, axis=1)
+        return made
+
+    def forward(self, logs: Any) -> Any:
+        """alpha, in rows, of the logarithms of each place; what comes after an example's steps means nothing."""
+        add, add_logs, barred = self.xp.logaddexp, self.xp.add, self.barred[2:]
+        alpha = self.rows(len(logs))
+        self.of(alpha)[0, :, :2] = self.of(logs)[0, :, :2]
+        skipped = self.xp.empty_like(barred)
+        before = alpha[:-1]
+        for new, here, one, two, log in zip(
+            alpha[1:, 2:], before[:, 2:], before[:, 1:-1], before[:, :-2], logs[1:, 2:], strict=True
+        ):
+            add(here, one, new)
+            add_logs(two, barred, skipped)
+            add(new, skipped, new)
+            add_logs(new, log, new)
         return alpha
 
-    def _come(self, xp: Any, before: Any) -> Any:
-        new = before.copy()
-        xp.logaddexp(new[:, 1:], before[:, :-1], new[:, 1:])
-        skipped = xp.where(self.skips[:, 2:], before[:, :-2], -np.inf)
-        xp.logaddexp(new[:, 2:], skipped, new[:, 2:])
-        return new
+    def last(self, alpha: Any) -> Any:
+        """alpha where an example may end, after its last step, else -inf: (n, places)."""
+        ends = self.of(alpha)[(self.steps - 1).clip(0), self.xp.arange(self.n)]
+        return self.xp.where(self.final, ends, -np.inf)
 
-    def likelihood(self, xp: Any, alpha: Any) -> Any:
+    def likelihood(self, alpha: Any) -> Any:
         """The logarithm of the probability of each label, (n,); 0 where nothing is to be said."""
-        if not len(alpha):
-            return xp.zeros(len(self.ends), alpha.dtype)
-        total = xp.logaddexp.reduce(xp.where(self.final, alpha[-1], -np.inf), axis=1)
-        return xp.where(xp.isfinite(total) & (self.steps > 0), total, 0)
+        total = self.xp.logaddexp.reduce(self.last(alpha), axis=1)
+        return self.xp.where(self.xp.isfinite(total) & (self.steps > 0), total, 0)
 
-    def backward(self, xp: Any, logs: Any) -> Any:
-        """beta, (steps, n, places)."""
-        beta = xp.full(logs.shape, -np.inf, logs.dtype)
-        ends = xp.where(self.final, xp.zeros((), logs.dtype), -np.inf)
+    def backward(self, logs: Any) -> Any:
+        """beta, in rows."""
+        add, add_logs, barred = self.xp.logaddexp, self.xp.add, self.barred[2:]
+        beta = self.rows(len(logs))
+        at = self.steps > 0
+        ends = self.xp.where(self.final[at], logs.dtype.type(0), -np.inf)
+        ended = {int(t) for t in self.steps[at] - 1}
+        ahead, skipped = self.xp.full_like(self.barred, -np.inf), self.xp.empty_like(barred)
         for t in reversed(range(len(logs))):
+            new = beta[t]
             if t + 1 < len(logs):
-                ahead = beta[t + 1] + logs[t + 1]
-                new = ahead.copy()
-                xp.logaddexp(new[:, :-1], ahead[:, 1:], new[:, :-1])
-                skipped = xp.where(self.skips[:, 2:], ahead[:, 2:], -np.inf)
-                xp.logaddexp(new[:, :-2], skipped, new[:, :-2])
-                beta[t] = new
-            beta[t] = xp.where((t == self.steps - 1)[:, None], ends, beta[t])
+                add_logs(beta[t + 1], logs[t + 1], ahead)
+                add(ahead[:-2], ahead[1:-1], new[:-2])
+                add_logs(ahead[2:], barred, skipped)
+                add(new[:-2], skipped, new[:-2])
+            if t in ended:
+                here = self.steps == t + 1
+                self.of(new)[here] = ends[here[at]]
         return beta
 
 
@@ -233,9 +256,9 @@ def ctc_loss(
     class).   Result: (n,), 0 for a label that no alignment fits.   Lengths out of range are an error on the data.
     Source: Graves et al. 2006.   MXNet: CTCLoss.
     """
-    lattice = Lattice(xp, data.shape, label, data_lengths, label_lengths, blank_label)
-    logs = lattice.chosen(xp, special.log_softmax(data, axis=2))
-    xp.subtract(0, lattice.likelihood(xp, lattice.forward(xp, logs)), out)
+    lattice = Lattice(xp, data.shape, label, data_lengths, label_lengths, blank_label, data.dtype)
+    logs = lattice.chosen(raw.log_softmax(data, axis=2))
+    xp.subtract(0, lattice.likelihood(lattice.forward(logs)), out)
 
 
 def _slopes(metas: Metas, attributes: Attributes) -> Inferred:
@@ -254,14 +277,14 @@ def ctc_backward(
     blank_label: str = "first", out: Any,
 ) -> None:  # fmt: skip
     """The cotangent of CTCLoss's data, of that of its result."""
-    lattice = Lattice(xp, data.shape, label, data_lengths, label_lengths, blank_label)
-    all_logs = special.log_softmax(data, axis=2)
-    logs = lattice.chosen(xp, all_logs)
-    alpha = lattice.forward(xp, logs)
-    total = lattice.likelihood(xp, alpha)
-    along = alpha + lattice.backward(xp, logs)
+    lattice = Lattice(xp, data.shape, label, data_lengths, label_lengths, blank_label, data.dtype)
+    all_logs = raw.log_softmax(data, axis=2)
+    logs = lattice.chosen(all_logs)
+    alpha = lattice.forward(logs)
+    total = lattice.likelihood(alpha)
+    along = lattice.of(alpha) + lattice.of(lattice.backward(logs))
     steps, n, classes = data.shape
-    said = xp.isfinite(xp.where(lattice.final, alpha[-1], -np.inf)).any(1)
+    said = xp.isfinite(lattice.last(alpha)).any(1)
     counts = (xp.arange(steps)[:, None] < lattice.steps) & said
     share = xp.where(counts[..., None], xp.exp(along - total[:, None]), 0)
     places = (xp.arange(steps * n) * classes).reshape(steps, n, 1) + lattice.classes

@@ -1,6 +1,6 @@
 """Factorizations, inverses and determinants of stacks of square matrices, and their triangles and diagonals.
 
-All of LAPACK by NumPy, which goes through a stack without Python.  Each gradient is made of the same operators.
+All of LAPACK by NumPy and SciPy, which go through a stack without Python.  Each gradient is made of the same operators.
 """
 
 from __future__ import annotations
@@ -9,11 +9,26 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
-from .faces import Rule, composed, nd_face
+from ..ndarray.device import one_blas_thread
+from .faces import Rule
 from .infer import floating, uniform
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
 
+
+def _stacks() -> bool:
+    """Whether this SciPy solves stacks of triangles."""
+    try:
+        linalg.solve_triangular(np.ones((2, 1, 1)), np.ones((2, 1, 1)))
+    except ValueError:
+        return False
+    return True
+
+
+one_blas_thread()  # SciPy has a BLAS of its own
+STACKS = _stacks()
+LARGE = 24  # matrices of a stack from which SciPy is quicker than NumPy's solution of general systems
 RULE = Rule(rename={"A": "x", "B": "y"}, method=False)
 
 #: well-conditioned matrices: symmetric, positive definite
@@ -286,6 +301,12 @@ def _solution(x: Any, y: Any, lower: bool = True, transpose: bool = False) -> An
 )  # fmt: skip
 def solve_triangle(xp: Any, x: Any, y: Any, *, lower: bool = True, transpose: bool = False, out: Any) -> None:
     """z with t z = y, or t^T z = y, t being a triangle of x: (..., n, n), (..., n, m) -> (..., n, m)."""
+    if not y.size:
+        return
+    if x.ndim == 2 or (STACKS and x.shape[-1] >= LARGE):  # it looks at the triangle alone
+        x, y = xp.ascontiguousarray(x), xp.ascontiguousarray(y)
+        out[...] = linalg.solve_triangular(x, y, trans=1 if transpose else 0, lower=lower, check_finite=False)
+        return
     x = xp.tril(x) if lower else xp.triu(x)
     out[...] = xp.linalg.solve(x.swapaxes(-1, -2) if transpose else x, y)
 
@@ -374,67 +395,3 @@ def _syevd(F: Any, g_u: Any, g_l: Any, u: Any, l: Any) -> Any:  # noqa: E741
 
 
 syevd.grad(x=_syevd)
-
-
-# ---- made of these ---------------------------------------------------------------------------------------------------
-
-
-def _transposed(x: Any) -> Any:
-    return nd_face.swapaxes(x, dim1=-1, dim2=-2)
-
-
-@composed(method=False)
-def linalg_gemm(
-    A: Any, B: Any, C: Any, transpose_a: bool = False, transpose_b: bool = False, alpha: float = 1.0, beta: float = 1.0,
-    axis: int = -2,
-) -> Any:  # fmt: skip
-    """alpha A B + beta C of corresponding matrices, A and B transposed on demand.  MXNet: linalg_gemm."""
-    made = nd_face.linalg_gemm2(A, B, transpose_a=transpose_a, transpose_b=transpose_b, alpha=alpha, axis=axis)
-    return made + C * beta
-
-
-@composed(method=False)
-def linalg_syrk(A: Any, transpose: bool = False, alpha: float = 1.0) -> Any:
-    """alpha A A^T of each matrix, or alpha A^T A.  MXNet: linalg_syrk."""
-    return nd_face.linalg_gemm2(A, A, transpose_a=transpose, transpose_b=not transpose, alpha=alpha)
-
-
-def _triangle(A: Any, lower: bool) -> Any:
-    return nd_face.linalg_triangle(A, lower=lower)
-
-
-@composed(method=False)
-def linalg_trmm(
-    A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0
-) -> Any:
-    """alpha op(t) B, or with `rightside` alpha B op(t): t is a triangle of A.  MXNet: linalg_trmm."""
-    t = _triangle(A, lower)
-    if rightside:
-        return nd_face.linalg_gemm2(B, t, transpose_b=transpose, alpha=alpha)
-    return nd_face.linalg_gemm2(t, B, transpose_a=transpose, alpha=alpha)
-
-
-@composed(method=False)
-def linalg_trsm(
-    A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0
-) -> Any:
-    """x with op(t) x = alpha B, or with `rightside` x op(t) = alpha B: t is a triangle of A.  MXNet: linalg_trsm."""
-    solve = nd_face.linalg_solve_triangle
-    if rightside:
-        found = _transposed(solve(A, _transposed(B), lower=lower, transpose=not transpose))
-    else:
-        found = solve(A, B, lower=lower, transpose=transpose)
-    return found if alpha == 1 else found * alpha
-
-
-@composed(method=False)
-def linalg_potri(A: Any) -> Any:
-    """The inverse of A A^T, A being a Cholesky factor: lower triangular.  MXNet: linalg_potri."""
-    made = nd_face.linalg_inverse(_triangle(A, True))
-    return nd_face.linalg_gemm2(made, made, transpose_a=True)
-
-
-@composed(method=False)
-def linalg_sumlogdiag(A: Any) -> Any:
-    """The sum of the logarithms of each diagonal: (..., n, n) -> (...).  MXNet: linalg_sumlogdiag."""
-    return nd_face.sum(nd_face.log(nd_face.linalg_extractdiag(A)), axis=-1)

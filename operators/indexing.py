@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..ndarray.dtype import FLOAT32, as_dtype
 from ..ndarray.shape import Shape, as_shape, c_strides
 from .faces import Rule, attribute_dtype, composed, nd_face
 from .infer import normal_axis
+from .products import seen_as
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator, size_of, zero
 
 DATA = {"data": "x", "a": "x"}
@@ -72,7 +74,7 @@ _ROWS = np.array([[2, 0], [2, 1]])
     infer=_take,
     atomic=True,
     widen=False,
-    cost=4,
+    cost=lambda metas, made, attributes: 4.0 * (size_of(made) + size_of(metas[1:])),
     indices=("indices",),
     samples=[
         Sample((3, 2), _ROWS), Sample((2, 3, 2), _ROWS, axis=1), Sample((3,), np.array([5, -1, 0, 5])),
@@ -164,7 +166,7 @@ def _embedding(metas: Metas, attributes: Attributes) -> Inferred:
     infer=_embedding,
     atomic=True,
     widen=False,
-    cost=4,
+    cost=lambda metas, made, attributes: 4.0 * (size_of(made) + size_of(metas[:1])),
     indices=("data",),
     samples=[Sample(_ROWS, (3, 2), input_dim=3, output_dim=2)],
     reference=lambda data, weight, input_dim, output_dim: weight[whole(data)],
@@ -224,16 +226,18 @@ def _reference_pick(x: Any, index: Any, axis: int = -1, keepdims: bool = False, 
     ],
     reference=_reference_pick,
     nd=Rule(rename=DATA),
+    atomic=True,
+    cost=lambda metas, made, attributes: 20.0 * (size_of(made) + size_of(metas[1:])),
     aliases=("choose_element_0index",),
 )  # fmt: skip
-def pick(xp: Any, x: Any, index: Any, *, axis: int = -1, keepdims: bool = False, mode: str = "clip", out: Any) -> None:
+def pick(xp: Any, x: Any, index: Any, *, axis: int = -1, keepdims: bool = False, mode: str = "clip", out: Any) -> Any:
     """One element of each row along an axis.
 
     Shapes: (a..., n, b...), (a..., b...) or (a..., 1, b...) -> (a..., b...), with keepdims (a..., 1, b...).
     MXNet: pick.
     """
     places = bounded(index, x.shape[axis], mode).reshape(_without(x.shape, axis, 1))
-    out[...] = xp.take_along_axis(x, places, axis).reshape(out.shape)
+    return ((setitem, out, ..., xp.take_along_axis(x, places, axis).reshape(out.shape)),)
 
 
 def _pick_gradient(F: Any, g: Any, index: Any, x_shape: Shape, axis: int, keepdims: bool, mode: str) -> Any:
@@ -314,6 +318,8 @@ def _one_hot(metas: Metas, attributes: Attributes) -> Inferred:
     "one_hot",
     infer=_one_hot,
     widen=False,
+    atomic=True,
+    cost=4,
     indices=("indices",),
     samples=[Sample(np.array([[0, 2], [-1, 5]]), depth=3), Sample(np.array([1.7]), depth=2, on_value=5, off_value=-1)],
     reference=lambda indices, depth, on_value=1, off_value=0: np.where(
@@ -323,17 +329,18 @@ def _one_hot(metas: Metas, attributes: Attributes) -> Inferred:
 )
 def one_hot(
     xp: Any, indices: Any, *, depth: int, on_value: float = 1.0, off_value: float = 0.0, dtype: Any = None, out: Any
-) -> None:
+) -> Any:
     """on_value where the index is, off_value elsewhere, along a new last axis; an index out of range has no place.
 
     Shapes: (i...) -> (i..., depth); float32 by default.
     """
     on, off = (np.asarray(value).astype(out.dtype) for value in (on_value, off_value))
+    flat, after = seen_as(xp, out, (out.size,))
     places = whole(indices).reshape(-1)
-    rows = xp.flatnonzero((places >= 0) & (places < depth))
-    flat = xp.full(out.size, off, out.dtype)
-    flat[rows * depth + places[rows]] = on
-    out[...] = flat.reshape(out.shape)
+    where = xp.arange(places.size) * depth + places
+    inside = (places >= 0) & (places < depth)
+    where = where if inside.all() else where[inside]
+    return [(flat.fill, off), (setitem, flat, where, on), *after]
 
 
 one_hot.grad(indices=zero)

@@ -1,4 +1,4 @@
-"""Products of matrices.  Each gradient is made of the same operators, so every order of derivative exists.
+"""Products of matrices, and functions made of operators.  Each gradient is made of the same, so every order exists.
 
 A product is one call of ``np.matmul``, a big one several (products.py); integers are allowed (MXNet refuses them on a
 CPU).
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ndarray.dtype import DType
 from ..ndarray.shape import Shape, broadcast
-from .faces import Rule
+from .faces import Rule, composed, nd_face
 from .infer import loop_dtypes
 from .products import cost, product
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
@@ -267,3 +267,67 @@ gemm2.grad(
     x=lambda F, g, y, transpose_a, transpose_b, alpha: _batch_x(F, g * alpha, y, transpose_a, transpose_b),
     y=lambda F, g, x, transpose_a, transpose_b, alpha: _batch_y(F, g * alpha, x, transpose_a, transpose_b),
 )
+
+
+# ---- functions made of operators -----------------------------------------------------------------------------------
+
+
+def _transposed(x: Any) -> Any:
+    return nd_face.swapaxes(x, dim1=-1, dim2=-2)
+
+
+@composed(method=False)
+def linalg_gemm(
+    A: Any, B: Any, C: Any, transpose_a: bool = False, transpose_b: bool = False, alpha: float = 1.0, beta: float = 1.0,
+    axis: int = -2,
+) -> Any:  # fmt: skip
+    """alpha A B + beta C of corresponding matrices, A and B transposed on demand.  MXNet: linalg_gemm."""
+    made = nd_face.linalg_gemm2(A, B, transpose_a=transpose_a, transpose_b=transpose_b, alpha=alpha, axis=axis)
+    return made + C * beta
+
+
+@composed(method=False)
+def linalg_syrk(A: Any, transpose: bool = False, alpha: float = 1.0) -> Any:
+    """alpha A A^T of each matrix, or alpha A^T A.  MXNet: linalg_syrk."""
+    return nd_face.linalg_gemm2(A, A, transpose_a=transpose, transpose_b=not transpose, alpha=alpha)
+
+
+def _triangle(A: Any, lower: bool) -> Any:
+    return nd_face.linalg_triangle(A, lower=lower)
+
+
+@composed(method=False)
+def linalg_trmm(
+    A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0
+) -> Any:
+    """alpha op(t) B, or with `rightside` alpha B op(t): t is a triangle of A.  MXNet: linalg_trmm."""
+    t = _triangle(A, lower)
+    if rightside:
+        return nd_face.linalg_gemm2(B, t, transpose_b=transpose, alpha=alpha)
+    return nd_face.linalg_gemm2(t, B, transpose_a=transpose, alpha=alpha)
+
+
+@composed(method=False)
+def linalg_trsm(
+    A: Any, B: Any, transpose: bool = False, rightside: bool = False, lower: bool = True, alpha: float = 1.0
+) -> Any:
+    """x with op(t) x = alpha B, or with `rightside` x op(t) = alpha B: t is a triangle of A.  MXNet: linalg_trsm."""
+    solve = nd_face.linalg_solve_triangle
+    if rightside:
+        found = _transposed(solve(A, _transposed(B), lower=lower, transpose=not transpose))
+    else:
+        found = solve(A, B, lower=lower, transpose=transpose)
+    return found if alpha == 1 else found * alpha
+
+
+@composed(method=False)
+def linalg_potri(A: Any) -> Any:
+    """The inverse of A A^T, A being a Cholesky factor: lower triangular.  MXNet: linalg_potri."""
+    made = nd_face.linalg_inverse(_triangle(A, True))
+    return nd_face.linalg_gemm2(made, made, transpose_a=True)
+
+
+@composed(method=False)
+def linalg_sumlogdiag(A: Any) -> Any:
+    """The sum of the logarithms of each diagonal: (..., n, n) -> (...).  MXNet: linalg_sumlogdiag."""
+    return nd_face.sum(nd_face.log(nd_face.linalg_extractdiag(A)), axis=-1)

@@ -126,6 +126,7 @@ def _hinges(metas: Metas, attributes: Attributes) -> Inferred:
 
 @operator(
     "SVMOutput", infer=_hinges, atomic=True, widen=False, defined=True, indices=("label",),
+    kinks="where a score is just the margin its gradient is 0",
     samples=[Sample((2, 3), np.array([0, 2])), Sample((3, 2), np.array([1, 0, 1]), use_linear=True, margin=0.5)],
     reference=lambda data, label, **_: data, nd=Rule(method=False),
 )  # fmt: skip
@@ -172,6 +173,7 @@ def _real(metas: Metas, attributes: Attributes) -> Inferred:
     "smooth_l1",
     infer=_real,
     elementwise=True,
+    kinks="where both parts meet the gradient is that of both, -g or g",
     samples=[Sample((2, 3)), Sample(np.array([[-3.0, -0.2, 0.2, 3.0]]), scalar=2.0)],
     reference=lambda x, scalar=1.0: np.where(abs(x) < 1 / scalar**2, 0.5 * (scalar * x) ** 2, abs(x) - 0.5 / scalar**2),
     nd=Rule(rename=DATA),
@@ -189,12 +191,13 @@ smooth_l1.grad(x=lambda F, g, x, scalar: g * F.clip(x * scalar**2, a_min=-1.0, a
     "hard_sigmoid",
     infer=_real,
     elementwise=True,
+    kinks="where the result becomes 0 or 1 the gradient is 0",
     samples=[Sample((2, 3)), Sample(np.array([[-3.0, 0.4, 3.0]]), alpha=0.5, beta=0.1)],
     reference=lambda x, alpha=0.2, beta=0.5: np.clip(alpha * x + beta, 0, 1),
     nd=Rule(rename=DATA),
 )
 def hard_sigmoid(xp: Any, x: Any, *, alpha: float = 0.2, beta: float = 0.5, out: Any) -> None:
-    """alpha x + beta, cut to [0, 1]; the gradient at the two kinks is 0."""
+    """alpha x + beta, cut to [0, 1]."""
     out[...] = xp.clip(x * alpha + beta, 0, 1)
 
 
@@ -216,6 +219,8 @@ def L2Normalization(data: Any, eps: float = 1e-10, mode: str = "instance") -> An
     """data over its 2-norm: of each example ("instance"), along axis 1 ("channel") or over the axes from 2 ("spatial").
 
     eps is added to the sum of squares.
+
+    Kinks: at the origin the gradient is g / sqrt(eps).
     """
     if mode not in _NORMED:
         raise ArgumentError(f"[L2Normalization] mode {mode!r}: one of {', '.join(_NORMED)} expected")

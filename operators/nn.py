@@ -134,7 +134,12 @@ def _float_like_first(metas: Metas, attributes: Attributes) -> Inferred:
     return (metas[0],), attributes
 
 
-def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, **attributes: Any) -> Operator:
+BELOW = "at 0 the gradient is that from below"
+
+
+def _activation(
+    name: str, steps: Any, gradient: Any, reference: Any, doc: str, cost: float = 16, **attributes: Any
+) -> Operator:
     """Declare a floating-point unary operator with one attribute at most: steps(x, t, out, ...) gives the C calls."""
 
     def kernel(xp: Any, x: Any, *, out: Any) -> Any:
@@ -148,11 +153,12 @@ def _activation(name: str, steps: Any, gradient: Any, reference: Any, doc: str, 
         infer=_float_like_first,
         atomic=True,
         elementwise=True,
-        cost=16,
+        cost=cost,
         samples=[Sample((2, 3), low=low, high=low + 1.8, **attributes) for low in (-2, 0.1)],
         reference=reference,
         nd=False,
-        doc=f"{doc}\n\nx: any shape, floating point.   At 0 the gradient is that from below.",
+        doc=f"{doc}\n\nx: any shape, floating point.",
+        kinks=BELOW,
     )(sloped if attributes else kernel)
     op.grad(x=gradient)
     return op
@@ -167,6 +173,8 @@ def _curved(x: Any, t: Any, out: Any, slope: Any) -> Any:
 
 
 def _straight(x: Any, t: Any, out: Any, slope: Any) -> Any:
+    if isinstance(slope, float) and 0 < slope <= 1:
+        return (np.multiply, x, slope, t), call_into(np.maximum, x, t, out=out)
     return call_into(np.minimum, x, 0, out=t), *_joined(x, t, out, slope)
 
 
@@ -183,7 +191,7 @@ def _normal(x: Any, t: Any, out: Any) -> Any:
 _activation("leaky_relu", _straight,
             lambda F, g, x, slope: F.where(F.greater(x, 0), g, g * slope),
             lambda x, slope: np.where(x > 0, x, slope * x),
-            "x where positive, else slope x.", slope=0.1)
+            "x where positive, else slope x.", cost=4, slope=0.1)
 _activation("elu", _curved,
             lambda F, g, x, out, slope: F.where(F.greater(x, 0), g, g * (out + slope)),
             lambda x, slope: np.where(x > 0, x, slope * np.expm1(x)),
@@ -218,6 +226,7 @@ def _prelu(metas: Metas, attributes: Attributes) -> Inferred:
 @operator(
     "prelu",
     infer=_prelu,
+    kinks=BELOW,
     atomic=True,
     cost=4,
     samples=[Sample((2, 3, 2), (3,), low=0.1), Sample((2, 3), (1,), low=-1, high=-0.1)],
@@ -227,8 +236,7 @@ def _prelu(metas: Metas, attributes: Attributes) -> Inferred:
 def prelu(xp: Any, x: Any, gamma: Any, *, out: Any) -> Any:
     """x where positive, else gamma x.
 
-    x: (n, c, ...), floating point.   gamma: (c,) or (1,).   At 0 the gradient is that from below.
-    Source: He et al. 2015.
+    x: (n, c, ...), floating point.   gamma: (c,) or (1,).   Source: He et al. 2015.
     """
     t = xp.empty_like(out)
     slope = gamma.reshape(_along_channels(gamma.shape, x.ndim))
@@ -281,6 +289,7 @@ def _activation_variant(inputs: Sequence[Any], attributes: Attributes, training:
     variant=_activation_variant,
     elementwise=True,
     samples=[Sample((2, 3), low=0.1, high=2, act_type=name) for name in ACTIVATIONS],
+    kinks="those of the operator named: at 0 the gradient of relu is 0",
     nd=Rule(method=False),
 )
 def activation(xp: Any, data: Any, *, act_type: str, out: Any) -> None:
@@ -311,6 +320,7 @@ def _leaky_variant(inputs: Sequence[Any], attributes: Attributes, training: bool
         *(Sample((2, 3), low=-1.5, high=-0.1, act_type=name) for name in LEAKY if name != "prelu"),
         Sample((2, 3), (3,), low=0.1, act_type="prelu"),
     ],
+    kinks=f"{BELOW}; gelu has none",
     nd=Rule(method=False),
 )
 def leaky(

@@ -19,7 +19,8 @@ from .faces import Rule
 from .infer import floating, normal_axis
 from .nn import spelling
 from .products import seen_as
-from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
+from .schema import Attributes, Inferred, Meta, Metas, Sample, Step, operator
+from .windows import empty
 
 
 class Layout(NamedTuple):
@@ -335,3 +336,82 @@ def group_norm(
     mean, sqrt(variance + eps)), the last two (n, num_groups).   Floating point.
     Source: Wu and He 2018; MXNet GroupNorm.
     """
+
+
+# ---- over neighbouring channels --------------------------------------------------------------------------------------
+
+
+def _channels(metas: Metas, attributes: Attributes) -> Inferred:
+    (meta,) = metas
+    assert meta is not None
+    floating(meta)
+    nsize = int(attributes["nsize"])
+    if len(meta[0]) < 2 or nsize < 1 or nsize % 2 == 0:
+        raise ValueError(f"nsize {nsize}: data (n, channels, ...) and an odd number expected")
+    return (meta,), {**attributes, "nsize": nsize}
+
+
+def _sums(x: Any, nsize: int, out: Any) -> list[Step]:
+    steps: list[Step] = [(np.positive, x, out)]
+    for i in range(1, min(nsize // 2 + 1, x.shape[1])):
+        after, before = out[:, i:], out[:, :-i]
+        steps += (np.add, after, x[:, :-i], after), (np.add, before, x[:, i:], before)
+    return steps
+
+
+def _slow_sums(x: Any, nsize: int) -> Any:
+    half = nsize // 2
+    padded = np.pad(x, [(half, half) if i == 1 else (0, 0) for i in range(x.ndim)])
+    return sum(padded[:, i : i + x.shape[1]] for i in range(nsize))
+
+
+@operator(
+    "channel_sums",
+    infer=_channels,
+    nd=False,
+    atomic=True,
+    cost=4,
+    samples=[Sample((2, 4, 3), nsize=3)],
+    reference=_slow_sums,
+)
+def channel_sums(xp: Any, x: Any, *, nsize: int, out: Any) -> Any:
+    """The sum of the `nsize` channels around each.   x: (n, channels, ...), floating point."""
+    return _sums(x, nsize, out)
+
+
+channel_sums.grad(x=lambda F, g, nsize: F.channel_sums(g, nsize=nsize))
+
+
+@operator(
+    "LRN", infer=_channels, atomic=True, cost=30, nd=Rule(method=False),
+    samples=[Sample((2, 4, 3), alpha=0.5, nsize=3), Sample((1, 3, 2, 2), alpha=0.3, beta=0.5, knorm=1.0, nsize=5)],
+    reference=lambda data, alpha=1e-4, beta=0.75, knorm=2.0, nsize=5: (
+        data * (knorm + alpha / nsize * _slow_sums(data * data, nsize)) ** -beta
+    ),
+)  # fmt: skip
+def lrn(
+    xp: Any, data: Any, *, alpha: float = 1e-4, beta: float = 0.75, knorm: float = 2.0, nsize: int = 5, out: Any
+) -> Any:
+    """Local response normalization across channels: data / (knorm + alpha / nsize * sum of squares) ** beta.
+
+    data: (n, channels, ...), floating point.   nsize: an odd number; the sum is over so many channels around each.
+    Source: Krizhevsky et al. 2012.   MXNet: LRN.
+    """
+    squares, total = empty(xp, data.shape, data.dtype), empty(xp, data.shape, data.dtype)
+    steps = [(xp.multiply, data, data, squares), *_sums(squares, nsize, total)]
+    steps += (xp.multiply, total, alpha / nsize, total), (xp.add, total, knorm, total)
+    if beta == 0.75:  # roots are quicker than powers
+        steps += (xp.sqrt, total, total), (xp.sqrt, total, squares), (xp.multiply, total, squares, total)
+        return [*steps, (xp.divide, data, total, out)]
+    steps.append((xp.power, total, -beta, total))
+    return [*steps, (xp.multiply, data, total, out)]
+
+
+def _lrn_gradient(F: Any, g: Any, data: Any, alpha: float, beta: float, knorm: float, nsize: int) -> Any:
+    total = F.channel_sums(data * data, nsize=nsize) * (alpha / nsize) + knorm
+    power = total**-beta
+    across = F.channel_sums(g * data * power / total, nsize=nsize)
+    return g * power - data * across * (2 * alpha * beta / nsize)
+
+
+lrn.grad(data=_lrn_gradient)

@@ -203,7 +203,8 @@ def _canonical(array: Array, name: str) -> Callable[..., Any]:
 
 @cache
 def _ufuncs() -> dict[np.ufunc, str]:
-    return {op.ufunc: op.name for op in registry if op.ufunc is not None} | {np.matmul: "matmul", np.conjugate: "copy"}
+    more = {np.matmul: "matmul", np.conjugate: "copy", np.degrees: "degrees", np.radians: "radians"}
+    return {op.ufunc: op.name for op in registry if op.ufunc is not None} | more
 
 
 @cache

@@ -84,7 +84,13 @@ def _added(data: Any, output_size: Any, kernel: Any, stride: Any = (), dilate: A
     size = shape[2:]
     positions = positions_of(size, kernel, stride, dilate, pad)
     columns = data.reshape(*shape[:2], *kernel, *positions)
-    padded = np.zeros((*shape[:2], *(n + 2 * p for n, p in zip(size, pad, strict=True))), data.dtype)
+    whole = tuple(n + 2 * p for n, p in zip(size, pad, strict=True))
+    if shape[0] > positions[-1]:  # the loops inside NumPy are longer with the samples last
+        columns = np.ascontiguousarray(np.moveaxis(columns, 0, -1))
+        padded = np.moveaxis(np.zeros((shape[1], *whole, shape[0]), data.dtype), -1, 0)
+        columns = np.moveaxis(columns, -1, 0)
+    else:
+        padded = np.zeros((*shape[:2], *whole), data.dtype)
     for index, offset in _offsets(kernel, dilate):
         padded[window(offset, stride, positions)] += columns[(slice(None), slice(None), *index)]
     return padded[interior(pad, size)]
@@ -207,24 +213,6 @@ def fill_element_0index(lhs: Any, mhs: Any, rhs: Any) -> Any:
     """lhs, (n, k), with element rhs[i] of row i replaced by mhs[i].   MXNet: fill_element_0index."""
     chosen = nd_face.one_hot(rhs, depth=lhs.shape[1], dtype=lhs.dtype)
     return nd_face.where(chosen, nd_face.broadcast_like(nd_face.expand_dims(mhs, axis=1), lhs), lhs)
-
-
-@composed(method=False)
-def LRN(data: Any, alpha: float = 1e-4, beta: float = 0.75, knorm: float = 2.0, nsize: int = 5) -> Any:
-    """Local response normalization across channels: data / (knorm + alpha / nsize * sum of squares) ** beta.
-
-    The sum is over `nsize`, an odd number of, channels around each.  data: (n, channels, ...).   MXNet: LRN.
-    """
-    if data.ndim < 2 or nsize < 1 or nsize % 2 == 0:
-        raise ArgumentError(f"[LRN] nsize {nsize}: data (n, channels, ...) and an odd number expected")
-    squares, channels = data * data, data.shape[1]
-    total = squares
-    for step in range(1, min(nsize // 2 + 1, channels)):
-        zeros = nd_face.zeros_like(nd_face.slice_axis(squares, axis=1, begin=0, end=step))
-        after = nd_face.slice_axis(squares, axis=1, begin=step, end=channels)
-        before = nd_face.slice_axis(squares, axis=1, begin=0, end=channels - step)
-        total = total + nd_face.concat(after, zeros, dim=1) + nd_face.concat(zeros, before, dim=1)
-    return data * (knorm + (alpha / nsize) * total) ** -beta
 
 
 @composed(method=False)

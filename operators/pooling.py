@@ -86,6 +86,7 @@ def _max_pool(metas: Metas, attributes: Attributes) -> Inferred:
     return ((shape, meta[1]), (shape, index)), attributes
 
 
+FIRST = "of several largest elements the first has the gradient"
 _WINDOWS: dict[str, Any] = {"kernel": (2, 2), "stride": (2, 1), "pad": (0, 1), "positions": (2, 3)}
 _DISTINCT = np.random.default_rng(0).permutation(16).astype(float).reshape(1, 2, 4, 2)
 
@@ -102,8 +103,7 @@ def _largest(x: Any, kernel: Any, stride: Any, pad: Any, positions: Any) -> Any:
 @operator(
     "max_pool",
     infer=_max_pool,
-    widen=False,
-    saves={"which": constant},
+    widen=False, saves={"which": constant}, kinks=FIRST,
     samples=[
         Sample(_DISTINCT, **_WINDOWS),
         Sample(_DISTINCT, kernel=(3, 2), stride=(2, 1), pad=(0, 0), positions=(1, 1)),
@@ -112,7 +112,7 @@ def _largest(x: Any, kernel: Any, stride: Any, pad: Any, positions: Any) -> Any:
     nd=False,
 )  # fmt: skip
 def max_pool(xp: Any, x: Any, *, kernel: Any, stride: Any, pad: Any, positions: Any, out: Any, which: Any) -> None:
-    """The largest element of every window.  The first of several has the gradient.
+    """The largest element of every window.
 
     x: (n, c, *size), not bool.   Result: (n, c, *positions).   All attributes: one number for each axis of size.
     """
@@ -362,12 +362,13 @@ sum_pool_grad.grad(
 @operator(
     "lp_pool",
     infer=_chosen,
+    kinks="where the norm is 0 the gradient is 0",
     samples=[Sample((1, 2, 4, 2), low=0.2, p=p, **_WINDOWS) for p in (1, 2, 3)],
     reference=lambda x, p, **windows: _sums(np.abs(x) ** p, **windows) ** (1 / p),
     nd=False,
 )
 def lp_pool(xp: Any, x: Any, *, kernel: Any, stride: Any, pad: Any, positions: Any, p: int, out: Any) -> None:
-    """The p-norm of every window.  Where it is 0 the gradient is 0.
+    """The p-norm of every window.
 
     x: (n, c, *size), floating point.   Result: (n, c, *positions).
     """
@@ -425,7 +426,8 @@ def _pooling_variant(inputs: Sequence[Any], a: Attributes, training: bool) -> An
 
 
 @operator(
-    "Pooling", infer=spelling, variant=_pooling_variant, aliases=("Pooling_v1",),
+    "Pooling", kinks=f"{FIRST} (max); where a norm is 0 the gradient is 0 (lp)",
+    infer=spelling, variant=_pooling_variant, aliases=("Pooling_v1",),
     samples=[
         Sample(_DISTINCT, kernel=(2, 2), stride=(2, 1), pad=(0, 1)),
         Sample((1, 2, 5), kernel=3, stride=2, pool_type="avg", pooling_convention="full", count_include_pad=False),
@@ -444,5 +446,5 @@ def pooling(
     x: (n, channels, *size) with one, two or three axes of positions.   Result: (n, channels, *positions),
     positions = (size + 2 pad - kernel) / stride + 1, rounded down ("valid") or up ("full"), or (size + 2 pad) / stride
     rounded up ("same"); (1, ...) with global_pool.  A mean counts the padding unless count_include_pad is False.
-    The gradient of max goes to the first of the largest.   Source: MXNet Pooling.
+    Source: MXNet Pooling.
     """

@@ -73,6 +73,7 @@ def reducing(
     samples: list[Sample] | None = None,
     aliases: tuple[str, ...] = (),
     consuming: Callable[..., Any] | None = None,
+    kinks: str = "",
 ) -> Operator:
     """Declare a reduction; steps(x, out, axis, keepdims) are its C calls."""
 
@@ -81,7 +82,7 @@ def reducing(
 
     op = operator(
         name, infer=reduction(dtype, empty=empty), atomic=True, cost=cost, aliases=aliases, reference=reference,
-        samples=samples or _samples(), consumed=consuming, nd=ND,
+        samples=samples or _samples(), consumed=consuming, nd=ND, kinks=kinks,
         doc=f"{doc}\n\nx: any shape; axis: None (all), an int or a tuple.",
     )(kernel)  # fmt: skip
     return op.grad(x=gradient)  # type: ignore[no-any-return]
@@ -165,6 +166,9 @@ def _known(ufunc: np.ufunc, neutral: int) -> Callable[..., Any]:
     return steps
 
 
+TIES = "of several elements that tie, each has the gradient g"
+ZEROS = "where elements are 0 the gradient is the derivative, products of the others (MXNet: nan)"
+
 reducing(
     "sum", _reduce(np.add), _spread, np.sum, "The sum of the elements.", dtype=summed, aliases=("sum_axis",),
     consuming=_consuming(np.add),
@@ -175,25 +179,31 @@ reducing(
 )  # fmt: skip
 reducing(
     "prod", _reduce(np.multiply), _prod_gradient, np.prod,
-    "The product of the elements.  The gradient is exact where elements are 0, too.", dtype=summed,
+    "The product of the elements.", dtype=summed, kinks=ZEROS,
     samples=[*_samples(0.5, 2), Sample(np.array([[0.0, 2, 3], [0, 0, 1], [4, 5, 6]]), axis=1)],
 )  # fmt: skip
 reducing(
-    "max", _reduce(np.maximum), _to_extreme, np.max, "The largest element; every element that ties has gradient g.",
+    "max", _reduce(np.maximum), _to_extreme, np.max, "The largest element.", kinks=TIES,
     empty=False, samples=_samples(x=_APART), aliases=("max_axis",),
     consuming=_consuming(np.maximum),
 )  # fmt: skip
 reducing(
-    "min", _reduce(np.minimum), _to_extreme, np.min, "The smallest element; every element that ties has gradient g.",
+    "min", _reduce(np.minimum), _to_extreme, np.min, "The smallest element.", kinks=TIES,
     empty=False, samples=_samples(x=_APART), aliases=("min_axis",),
     consuming=_consuming(np.minimum),
 )  # fmt: skip
 reducing(
-    "nansum", _known(np.add, 0), _nansum_gradient, np.nansum, "The sum of the elements that are not nan.", dtype=summed
+    "nansum",
+    _known(np.add, 0),
+    _nansum_gradient,
+    np.nansum,
+    "The sum of the elements that are not nan.",
+    dtype=summed,
+    kinks="where an element is nan the gradient is 0",
 )
 reducing(
     "nanprod", _known(np.multiply, 1), _nanprod_gradient, np.nanprod, "The product of the elements that are not nan.",
-    dtype=summed, samples=_samples(0.5, 2),
+    dtype=summed, samples=_samples(0.5, 2), kinks=f"{ZEROS}; where one is nan its gradient is 0",
 )  # fmt: skip
 
 
@@ -225,6 +235,7 @@ def _norm_cost(metas: Metas, made: Metas, attributes: Attributes) -> float:
     cost=_norm_cost,
     consumed=_consuming_norm,
     samples=[Sample((2, 3, 4), ord=ord, axis=axis, low=0.2) for ord in (1, 2) for axis in (None, -1, (0, 2))],
+    kinks="with ord=2 the gradient at the origin is 0 (MXNet: nan), with ord=1 where an element is 0",
     reference=lambda x, ord=2, axis=None: np.sum(np.abs(x) ** ord, axis) ** (1 / ord),
     nd=Rule(
         rename=DATA,
@@ -239,7 +250,7 @@ def norm(
 ) -> Any:
     """The sum of absolute values (ord=1) or the root of the sum of squares (ord=2).
 
-    x: any shape.  The gradient at the origin is 0 (MXNet: nan).
+    x: any shape.
     """
     if ord == 2 and in_order(x, axis) and in_lines(np.add, x.dtype, out.dtype) and runs(x.shape, axis)[0][-1] == "R":
         return [*stages(np.add, x, out, axis, keepdims, squares=True), (np.sqrt, out, out)]
@@ -263,7 +274,7 @@ norm.grad(x=_norm_gradient)
 # ---- spread ----------------------------------------------------------------------------------------------------------
 
 
-def _variance(name: str, gradient: Any, doc: str) -> None:
+def _variance(name: str, gradient: Any, doc: str, kinks: str = "") -> None:
     def kernel(xp: Any, x: Any, *, axis: Any = None, keepdims: bool = False, ddof: int = 0, out: Any) -> None:
         n = math.prod(x.shape[a] for a in axis)
         mean = xp.add.reduce(x, axis, out.dtype, None, True) / xp.asarray(n, out.dtype)
@@ -274,6 +285,7 @@ def _variance(name: str, gradient: Any, doc: str) -> None:
 
     op = operator(
         name, infer=reduction(averaged), samples=[*_samples(), Sample((3, 4), axis=0, ddof=1)], nd=False, doc=doc,
+        kinks=kinks,
         reference=getattr(np, name),
     )(kernel)  # fmt: skip
     op.grad(x=gradient)
@@ -293,7 +305,7 @@ def _std_gradient(F: Any, g: Any, x: Any, out: Any, axis: Any, keepdims: bool, d
 
 
 _variance("var", _var_gradient, "The mean squared deviation from the mean, over n - ddof.")
-_variance("std", _std_gradient, "The root of the variance.")
+_variance("std", _std_gradient, "The root of the variance.", "where all elements are equal the gradient is nan")
 
 
 # ---- where the extremes lie ------------------------------------------------------------------------------------------

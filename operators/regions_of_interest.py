@@ -16,9 +16,11 @@ from .infer import floating, uniform
 from .interpolation import as_cells, from_cells, weighing
 from .products import cuts
 from .schema import Attributes, Inferred, Meta, Metas, Sample, constant, operator, zero
+from .sorting import ranks
 from .texts import raw
 
-BLOCK = 1 << 23  # elements that are gathered at once
+BLOCK = 1 << 18  # elements that are looked at together
+LAST = 0xFFFFFFFF  # cell
 
 
 def _pair(what: str, given: Any) -> tuple[int, int]:
@@ -193,16 +195,61 @@ def _pooling(metas: Metas, attributes: Attributes) -> Inferred:
     return ((shape, data[1]), (shape, INT64)), attributes
 
 
-def _bins_along(first: Any, last: Any, bins: int, length: int) -> Any:
-    """The places of each bin, (rois, bins, most), -1 behind its end."""
+def _bins_along(first: Any, last: Any, bins: int, length: int) -> tuple[Any, Any]:
+    """Where each bin begins and ends, (rois, bins)."""
     dtype = first.dtype
     first, last = (np.copysign(np.floor(abs(v) + 0.5), v).astype(np.int64) for v in (first, last))
     width = ((last - first + 1).clip(1).astype(dtype) / dtype.type(bins))[:, None]
     counts = np.arange(bins + 1, dtype=dtype)
     starts = (np.floor(counts[:-1] * width).astype(np.int64) + first[:, None]).clip(0, length)
-    ends = (np.ceil(counts[1:] * width).astype(np.int64) + first[:, None]).clip(0, length)
-    places = starts[..., None] + np.arange(max(int((ends - starts).max(initial=0)), 1))
-    return np.where(places < ends[..., None], places, -1)
+    return starts, (np.ceil(counts[1:] * width).astype(np.int64) + first[:, None]).clip(0, length)
+
+
+def _keys(data: Any) -> Any:
+    """Whole numbers in the order of the elements, earlier cells before later ones of the same value: (n, h, w, c).
+
+    The lower half is `LAST` - the cell.  The upper half is the element's rank.
+    """
+    n, c, h, w = data.shape
+    order = ranks(data)
+    if order is None:
+        order = np.unique(data, return_inverse=True)[1].reshape(data.shape)
+    keys = np.empty((n, h, w, c), np.int64)
+    keys[...] = order.transpose(0, 2, 3, 1)
+    keys <<= 32
+    keys |= (LAST - np.arange(h * w)).reshape(h, w, 1)
+    return keys
+
+
+def _largest(data: Any, images: Any, along: Any) -> Any:
+    """The cell, counted in its channel, of the largest element of each bin, (rois, bins, bins, c); -1: an empty bin.
+
+    A bin is covered by four rectangles whose sides are powers of two.  The largest elements of all such rectangles come
+    from those of half the side.
+    """
+    (top, bottom), (left, right) = along
+    levels = [np.frexp(ends - starts)[1] - 1 for starts, ends in along]
+    found = np.full((*top.shape, left.shape[1], data.shape[1]), -1)
+    tall = _keys(data)
+    for a in range(int(levels[0].max(initial=0)) + 1):
+        if a:
+            half = 1 << (a - 1)
+            tall = np.maximum(tall[:, :-half], tall[:, half:])
+        wide = tall
+        for b in range(int(levels[1].max(initial=0)) + 1):
+            if b:
+                half = 1 << (b - 1)
+                wide = np.maximum(wide[:, :, :-half], wide[:, :, half:])
+            k, i, j = np.nonzero((levels[0] == a)[:, :, None] & (levels[1] == b)[:, None, :])
+            if len(k):
+                rows = [(images[k] * wide.shape[1] + y) * wide.shape[2] for y in (top[k, i], bottom[k, i] - (1 << a))]
+                flat = wide.reshape(-1, wide.shape[3])
+                best: Any = None
+                for row, x in itertools.product(rows, (left[k, j], right[k, j] - (1 << b))):
+                    values = flat.take(row + x, axis=0)
+                    best = values if best is None else np.maximum(best, values, out=best)
+                found[k, i, j] = LAST - (best & LAST)
+    return found
 
 
 def _slow_pooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: float) -> Any:
@@ -220,7 +267,8 @@ def _slow_pooling(data: Any, rois: Any, pooled_size: Any, spatial_scale: float) 
 
 
 @operator(
-    "ROIPooling", infer=_pooling, saves={"places": constant}, nd=Rule(method=False), cost=100, reference=_slow_pooling,
+    "ROIPooling", kinks="of several largest elements the first has the gradient",
+    infer=_pooling, saves={"places": constant}, nd=Rule(method=False), cost=100, reference=_slow_pooling,
     samples=[
         Sample((2, 2, 4, 5), _ROIS, pooled_size=(2, 2), spatial_scale=1.0),
         Sample((2, 1, 4, 5), _ROIS, pooled_size=(3, 2), spatial_scale=0.7),
@@ -232,31 +280,24 @@ def roi_pooling(
     """The largest element of each bin of regions; 0 for a bin outside of the image.
 
     data: (n, c, h, w).   rois: (k, 5), which image, x1, y1, x2, y2, in pixels / spatial_scale, rounded; no gradient
-    flows to them.   Result: (k, c, *pooled_size).   The gradient goes to the first of equal elements.   An image that
+    flows to them.   Result: (k, c, *pooled_size).   An image that
     is not there is an error on the data.   MXNet: ROIPooling.
     """
     n, c, h, w = data.shape
     images = _images(rois, n)
     x1, y1, x2, y2 = rois[:, 1:].T * rois.dtype.type(spatial_scale)
-    ys, xs = _bins_along(y1, y2, pooled_size[0], h), _bins_along(x1, x2, pooled_size[1], w)
-    most = ys.shape[2] * xs.shape[2]
-    flat = data.reshape(n, c, h * w)
+    along = _bins_along(y1, y2, pooled_size[0], h), _bins_along(x1, x2, pooled_size[1], w)
+
+    used, own = np.unique(images, return_inverse=True)
 
     def block(part: slice) -> None:
-        y, x = ys[part, :, None, :, None], xs[part, None, :, None, :]
-        cells = np.where((y < 0) | (x < 0), -1, y * w + x).reshape(y.shape[0], *pooled_size, most)
-        values = flat[images[part, None, None, None], :, cells]
-        values = np.where(cells[..., None] < 0, -np.inf, values)
-        best = values.argmax(3)
-        chosen = np.take_along_axis(values, best[:, :, :, None], 3)[:, :, :, 0]
-        where = np.take_along_axis(cells, best, 3) + 0
-        empty = (cells < 0).all(3, keepdims=True)
-        base = (images[part, None, None, None] * c + np.arange(c)) * h * w
-        out[part] = np.moveaxis(np.where(empty, 0, chosen), 3, 1)
-        places[part] = np.moveaxis(np.where(empty, -1, base + where), 3, 1)
+        cells = np.moveaxis(_largest(data[used, part], own, along), 3, 1)
+        base = ((images[:, None] * c + np.arange(c)[part]) * (h * w))[:, :, None, None]
+        places[:, part] = np.where(cells < 0, -1, base + cells)
+        out[:, part] = np.where(cells < 0, 0, data.take(places[:, part].clip(0)))
 
-    size = len(rois) * c * math.prod(pooled_size) * most
-    parallel(block, cuts(len(rois), max(1, min(len(rois), -(-size // BLOCK))), 1) if len(rois) else [])
+    size = len(used) * c * h * w + 4 * out.size
+    parallel(block, cuts(c, max(1, min(c, -(-size // BLOCK))), 1) if len(rois) else [])
 
 
 def _pooling_gradient(F: Any, g: Any, places: Any, data_shape: Any) -> Any:
@@ -345,7 +386,8 @@ def _slow_correlation(a: Any, b: Any, kernel_size: int = 1, max_displacement: in
 
 
 @operator(
-    "Correlation", infer=_correlation, nd=Rule(method=False), cost=500, reference=_slow_correlation,
+    "Correlation", kinks="without is_multiply the gradient where elements are equal is 0",
+    infer=_correlation, nd=Rule(method=False), cost=500, reference=_slow_correlation,
     samples=[
         Sample((2, 2, 4, 5), (2, 2, 4, 5), max_displacement=1, pad_size=1),
         Sample((1, 2, 6, 5), (1, 2, 6, 5), kernel_size=3, max_displacement=2, stride1=2, stride2=2, pad_size=3),

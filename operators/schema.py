@@ -144,6 +144,7 @@ class Operator:
         reference: Callable[..., Any] | None = None,
         nd: Any = None,
         aliases: tuple[str, ...] = (),
+        kinks: str = "",
         doc: str = "",
     ) -> None:
         self.name = name
@@ -159,7 +160,8 @@ class Operator:
         self.by_rows, self.consumed = by_rows, consumed
         self.samples, self.reference = tuple(samples), reference
         self.nd, self.aliases = nd, aliases
-        self.doc = inspect.cleandoc(doc or kernel.__doc__ or "")
+        self.kinks = kinks
+        self.doc = inspect.cleandoc(doc or kernel.__doc__ or "") + (f"\n\nKinks: {kinks}." if kinks else "")
         native = ufunc is not None and any(loop.startswith("e") for loop in ufunc.types)
         #: the dtypes that are widened to float32 around the kernel
         self.widened: frozenset[DType] = (NARROW - {FLOAT16} if native else NARROW) if widen else frozenset()
@@ -379,6 +381,7 @@ def operator(name: str, *, infer: Infer, **options: Any) -> Callable[[Callable[.
     by_rows : element i of the output depends on element i of the inputs, broadcast, and if there is an `axis`, on those
         of its row along that only; large ones may join a segment (fusion.py).
     consumed : (shape, dtype, dtype made, attributes) -> how a segment reduces a value of its tiles, or None.
+    kinks : where the derivative does not exist, or has no finite value, and what the gradient is there.
     samples, reference : what the registry's tests try, and a float64 NumPy implementation to compare with.
     nd : the rule of the nd face (see faces.py), False to leave it out of that face.
     aliases : further names in the nd face.

@@ -6,6 +6,8 @@ Data are (steps, batch, ...), or with axis=1 (batch, steps, ...).  A length coun
 
 from __future__ import annotations
 
+import math
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -46,19 +48,18 @@ def _along(lengths: Any, ndim: int, axis: int) -> Any:
     return lengths.astype(np.int64).reshape(shape)
 
 
-def _inside(x: Any, lengths: Any, axis: int) -> Any:
-    """Which steps belong to the sequences."""
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    return np.arange(x.shape[axis]).reshape(shape) < _along(lengths, x.ndim, axis)
+def _inside(shape: tuple[int, ...], lengths: Any, axis: int) -> Any:
+    """Which steps belong to the sequences, to be broadcast against data of this shape."""
+    steps = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return steps < _along(lengths, len(shape), axis)
 
 
 def _masked(data: Any, lengths: Any = None, use_sequence_length: bool = False, value: float = 0, axis: int = 0) -> Any:
-    return np.where(_inside(data, lengths, axis), data, value) if use_sequence_length else data
+    return np.where(_inside(data.shape, lengths, axis), data, value) if use_sequence_length else data
 
 
 @operator(
-    "SequenceMask", infer=_like, nd=RULE, widen=False, indices=("sequence_length",), reference=_masked,
+    "SequenceMask", infer=_like, nd=RULE, widen=False, atomic=True, indices=("sequence_length",), reference=_masked,
     samples=[
         Sample((3, 2, 2), _LENGTHS, use_sequence_length=True, value=-1.0), Sample((3, 2), None),
         Sample((2, 4), np.array([0, 4]), use_sequence_length=True, axis=1),
@@ -73,11 +74,13 @@ def sequence_mask(
     value: float = 0.0,
     axis: int = 0,
     out: Any,
-) -> None:
+) -> Any:
     """The data, with `value` behind the end of each sequence.   MXNet: SequenceMask."""
-    out[...] = data
+    steps: list[Any] = [(setitem, out, ..., data)]
     if use_sequence_length:
-        xp.copyto(out, np.asarray(value, out.dtype), where=~_inside(data, sequence_length, axis))
+        outside = ~_inside(data.shape[:2], sequence_length, axis)
+        steps.append((setitem, out, outside, value))
+    return steps
 
 
 sequence_mask.grad(
@@ -236,7 +239,11 @@ def unravel_index(xp: Any, data: Any, *, shape: Any, out: Any) -> None:
     The first length may be -1: it does not matter.
     """
     sizes = _positions({"shape": shape})
-    position = data.astype(np.int64)
-    for i, step in enumerate(_strides(sizes)):
-        out[i] = position // step
-        position = position % step
+    narrow = bool(data.size) and max(abs(float(data.max())), abs(float(data.min())), math.prod(sizes)) < 2**31
+    position = data.astype(np.int32 if narrow else np.int64)  # division by 32-bit numbers is many times as fast
+    for i, step in enumerate(_strides(sizes)[:-1].tolist()):
+        along = position // step
+        out[i] = along
+        along *= step
+        position -= along
+    out[-1] = position

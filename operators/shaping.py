@@ -82,6 +82,23 @@ def compact(xp: Any, x: Any, *, out: Any) -> Any:
 compact.grad(x=lambda F, g: g)
 
 
+@operator(
+    "copy_after",
+    infer=like_first,
+    atomic=True,
+    widen=False,
+    samples=[Sample((2, 3), (4,))],
+    reference=lambda x, other: x,
+    nd=False,
+)
+def copy_after(xp: Any, x: Any, other: Any, *, out: Any) -> Any:
+    """A copy of x that is made when `other` is there: what uses it runs after what makes the other."""
+    return _set(out, x)
+
+
+copy_after.grad(x=lambda F, g: g)
+
+
 def _cast(metas: Metas, attributes: Attributes) -> Inferred:
     dtype = as_dtype(attributes["dtype"])
     return ((_first(metas)[0], dtype),), {"dtype": dtype}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from .faces import Rule, attribute_dtype
 from .infer import floating, normal_axis, uniform
 from .nn import known, spelling
 from .products import seen_as
-from .schema import Attributes, Inferred, Metas, Sample, operator, zero
+from .schema import Attributes, Inferred, Metas, Sample, operator, size_of, zero
+from .windows import empty
 
 NORMALIZED = Rule(rename={"data": "x"}, dtype=attribute_dtype(), ignore=("use_length",))
 DATA = {"data": "x"}
+SHORT = 32  # elements along the last axis, up to which it is done in columns
 
 
 def _softmax(metas: Metas, attributes: Attributes) -> Inferred:
@@ -44,16 +47,43 @@ def _softmax_reference(
     return special.softmax(x / temperature, axis)
 
 
-def _shifted(xp: Any, x: Any, axis: int, temperature: float, out: Any) -> tuple[list[Any], Any]:
-    """C calls for out = (x - its largest) / temperature, and memory of the shape of a sum along the axis."""
+def _steps(xp: Any, x: Any, axis: int, temperature: float, out: Any, log: bool = False) -> list[Any]:
+    """C calls for the softmax of x along an axis, or its logarithm.
+
+    Along a short last axis NumPy's loops would begin anew at every row: then it is done in columns, of which there are
+    at least two, for the sum of a single one has another order than that of several.
+    """
     if not x.size:
-        return [], None
+        return []
+    classes = x.shape[axis]
+    columns = classes <= SHORT and math.prod(x.shape[axis + 1 :]) == 1
+    if columns:
+        rows = x.size // classes
+        made, after = seen_as(xp, out, (rows, classes))
+        work = empty(xp, (classes, max(rows, 2)), xp.result_type(x, out))
+        steps: list[Any] = [(setitem, work, ..., x.reshape(rows, classes).T)]
+        x, axis, out = work, 0, work
+    else:
+        steps, work = [], out
     part = xp.empty((*x.shape[:axis], 1, *x.shape[axis + 1 :]), out.dtype)
     extreme = xp.maximum if temperature > 0 else xp.minimum
-    steps = [(extreme.reduce, x, axis, None, part, True), (xp.subtract, x, part, out)]
+    steps += (extreme.reduce, x, axis, None, part, True), (xp.subtract, x, part, out)
     if temperature != 1:
         steps.append((xp.divide, out, temperature, out))
-    return steps, part
+    powers = empty(xp, out.shape, out.dtype) if log else out
+    steps += (xp.exp, out, powers), (xp.add.reduce, powers, axis, None, part, True)
+    if log:
+        steps.append((xp.log, part, part))
+    last = xp.subtract if log else xp.divide
+    if columns:
+        return [*steps, (last, work[:, :rows], part[:, :rows], made.T), *after]
+    return [*steps, (last, out, part, out)]
+
+
+def _work(metas: Metas, made: Metas, attributes: Attributes) -> float:
+    """Five passes, of which those along rows take longer for short ones."""
+    (shape, _), *_ = made  # type: ignore[misc]
+    return (4.5 if shape[attributes.get("axis", -1)] >= 4 * SHORT else 7.0) * size_of(made)
 
 
 def _length_variant(inputs: Sequence[Any], attributes: Attributes, training: bool) -> Any:
@@ -72,7 +102,7 @@ def _length_variant(inputs: Sequence[Any], attributes: Attributes, training: boo
     indices=("length",),
     atomic=True,
     by_rows=True,
-    cost=24,
+    cost=_work,
     samples=[
         Sample((2, 3), None),
         Sample((2, 3, 2), None, axis=1, temperature=2.0),
@@ -98,10 +128,7 @@ def softmax(
     x: any shape with axes, floating point.   length: the shape of x without the axis, integers; with use_length=True
     only so many elements count, and the others give 0.   dtype: of the result, default that of x.
     """
-    steps, part = _shifted(xp, x, axis, temperature or 1.0, out)
-    if x.size:
-        steps += (xp.exp, out, out), (xp.add.reduce, out, axis, None, part, True), (xp.divide, out, part, out)
-    return steps
+    return _steps(xp, x, axis, temperature or 1.0, out)
 
 
 def _softmax_gradient(F: Any, g: Any, out: Any, axis: int, temperature: float) -> Any:
@@ -153,7 +180,7 @@ softmax_of_length.grad(x=_softmax_gradient)
     infer=_softmax,
     atomic=True,
     by_rows=True,
-    cost=24,
+    cost=_work,
     samples=[Sample((2, 3)), Sample((2, 3, 2), axis=1, temperature=2.0)],
     reference=lambda x, axis=-1, temperature=1.0: special.log_softmax(x / temperature, axis),
     nd=NORMALIZED,
@@ -165,12 +192,7 @@ def log_softmax(
 
     x: any shape with axes, floating point.
     """
-    steps, part = _shifted(xp, x, axis, temperature or 1.0, out)
-    if x.size:
-        powers = xp.empty_like(out)
-        steps += (xp.exp, out, powers), (xp.add.reduce, powers, axis, None, part, True)
-        steps += (xp.log, part, part), (xp.subtract, out, part, out)
-    return steps
+    return _steps(xp, x, axis, temperature or 1.0, out, log=True)
 
 
 def _log_softmax_gradient(F: Any, g: Any, out: Any, axis: int, temperature: float) -> Any:
@@ -294,7 +316,7 @@ def _softmax_output(metas: Metas, attributes: Attributes) -> Inferred:
     indices=("label",),
     defined=True,
     atomic=True,
-    cost=24,
+    cost=_work,
     aliases=("Softmax",),
     samples=[
         Sample((2, 3), np.array([2.0, 0.0])),
@@ -323,15 +345,13 @@ def softmax_output(
     label: a class number for each softmax (one that is no class has no target), or probabilities of the shape of data.
     The gradient ignores the head's unless out_grad is set, and is multiplied by grad_scale.  With class numbers it is 0
     where use_ignore is set and the label is ignore_label; smooth_alpha of the target goes to the other classes in equal
-    parts; and it is divided by n (normalization "batch") or by the number of labels other than ignore_label ("valid"),
-    and, unless "valid", by the number of positions (multi_output).   Source: MXNet SoftmaxOutput.
+    parts (not with multi_output, as in MXNet); and it is divided by n (normalization "batch") or by the number of
+    labels other than ignore_label ("valid"), and, unless "valid", by the number of positions (multi_output).
+    Source: MXNet SoftmaxOutput.
     """
     shape = _instances(data.shape, multi_output, preserve_shape)
     data, (out, after) = data.reshape(shape), seen_as(xp, out, shape)
-    steps, part = _shifted(xp, data, 1, 1.0, out)
-    if data.size:
-        steps += (xp.exp, out, out), (xp.add.reduce, out, 1, None, part, True), (xp.divide, out, part, out)
-    return steps + after
+    return _steps(xp, data, 1, 1.0, out) + after
 
 
 def _softmax_output_gradient(
@@ -344,7 +364,7 @@ def _softmax_output_gradient(
     n, classes, m = _instances(data_shape, multi_output, preserve_shape)
     label = F.reshape(label, shape=(n, 1, m))
     target = F.cast(indicator(F, label, classes), dtype=out.dtype)
-    if smooth_alpha:
+    if smooth_alpha and not multi_output:
         rest = smooth_alpha / max(classes - 1, 1)
         target = target * (1 - smooth_alpha - rest) + rest
     gradient = F.reshape(out, shape=(n, classes, m)) - target
@@ -375,7 +395,7 @@ def _regression_output(metas: Metas, attributes: Attributes) -> Inferred:
     return (data,), {"grad_scale": float(attributes["grad_scale"])}
 
 
-def _regression(name: str, call: Any, gradient: Any, doc: str) -> None:
+def _regression(name: str, call: Any, gradient: Any, doc: str, kinks: str = "") -> None:
     """Declare an output layer whose gradient is defined as `gradient(F, out, label)` / elements in an instance."""
 
     def kernel(xp: Any, data: Any, label: Any, *, grad_scale: float = 1.0, out: Any) -> Any:
@@ -392,6 +412,7 @@ def _regression(name: str, call: Any, gradient: Any, doc: str) -> None:
         defined=True,
         samples=[Sample((2, 3), (2, 3)), Sample((3, 1), (3,), grad_scale=2.0)],
         nd=Rule(method=False),
+        kinks=kinks,
         doc=f"{doc}\n\ndata: (n, ...).   label: as many elements.   The gradient ignores the head's; it is multiplied "
         f"by grad_scale and divided by the number of elements in an instance.   Source: MXNet {name}.",
     )(kernel).grad(data=text, label=zero)
@@ -401,5 +422,7 @@ _regression("LinearRegressionOutput", np.positive, lambda F, out, label: out - l
             "The data, with the gradient of half the squared distance from the label.")  # fmt: skip
 _regression("LogisticRegressionOutput", special.expit, lambda F, out, label: out - label,
             "sigmoid of the data, with the gradient of the cross entropy with the label.")  # fmt: skip
-_regression("MAERegressionOutput", np.positive, lambda F, out, label: F.sign(out - label),
-            "The data, with the gradient of the absolute distance from the label.")  # fmt: skip
+_regression("MAERegressionOutput", np.positive,
+            lambda F, out, label: F.cast(F.greater(out, label), dtype=out.dtype) * 2 - 1,
+            "The data, with the gradient of the absolute distance from the label.",
+            "where data and label are equal the gradient is that from below")  # fmt: skip

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..ndarray.dtype import INT64, as_dtype
+from ..ndarray.dtype import FLOAT16, FLOAT32, INT64, as_dtype
 from ..ndarray.shape import Shape
 from .faces import Rule
 from .infer import normal_axis
 from .schema import Attributes, Inferred, Meta, Metas, Operator, Sample, operator, registry, zero
+from .windows import empty
 
 DATA = {"data": "x"}
 FLOATS = {"dtype": "float32"}  # MXNet's default dtype of indices
@@ -40,13 +41,47 @@ def _sorted(metas: Metas, attributes: Attributes) -> tuple[Meta, Attributes]:
     return (shape, dtype), known
 
 
-def _order(xp: Any, x: Any, axis: int | None, ascending: bool) -> Any:
-    """The indices that sort an array, and the array as the sort sees it."""
+def ranks(x: Any) -> Any:
+    """int32 in the order of numbers of at most 32 bits, nan the largest, 0 as -0; None for other dtypes."""
+    if x.dtype.kind in "iub" and (x.dtype.itemsize < 4 or x.dtype == np.int32):
+        return x.astype(np.int32)
+    if x.dtype not in (FLOAT32, FLOAT16):
+        return None
+    wide, other = empty(np, x.shape, FLOAT32), empty(np, x.shape, np.dtype(np.int32))
+    np.add(x, FLOAT32.type(0), wide)
+    nans = np.isnan(wide) if wide.size and np.isnan(wide.max()) else None
+    found = wide.view(np.int32)
+    np.right_shift(found, 31, other)
+    other &= 0x7FFFFFFF
+    found ^= other  # negative numbers' bits go the other way
+    if nans is not None:
+        found[nans] = 0x7FFFFFFF
+    return found
+
+
+def _order(xp: Any, x: Any, axis: int | None, ascending: bool, k: int | None = None) -> Any:
+    """The indices that sort an array, or the first k of them, and the array as the sort sees it.
+
+    An element's rank with its index below it is a number of 64 bits, all of them different: any sort is stable then.
+    """
     x, axis = (x.reshape(-1), 0) if axis is None else (x, axis)
+    first = (slice(None),) * axis + (slice(k),)
+    upper = ranks(x)
+    if upper is not None and xp is np:
+        keys = empty(np, x.shape, INT64)
+        (np.positive if ascending else np.invert)(upper, keys)
+        keys <<= 32
+        keys |= np.arange(x.shape[axis]).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        if k is not None and 0 < k < x.shape[axis] // 2:
+            keys.partition(k - 1, axis)
+            keys = keys[first]
+        keys.sort(axis)
+        keys &= 0xFFFFFFFF
+        return x, keys[first]
     if ascending:
-        return x, xp.argsort(x, axis, kind="stable")
+        return x, xp.argsort(x, axis, kind="stable")[first]
     backwards = xp.argsort(xp.flip(x, axis), axis, kind="stable")
-    return x, x.shape[axis] - 1 - xp.flip(backwards, axis)
+    return x, (x.shape[axis] - 1 - xp.flip(backwards, axis))[first]
 
 
 def _put(F: Any, g: Any, order: Any, x_shape: Shape, axis: int | None) -> Any:
@@ -141,11 +176,6 @@ def _mask(metas: Metas, attributes: Attributes) -> Inferred:
     return (metas[0],), attributes
 
 
-def _top(xp: Any, x: Any, axis: int | None, k: int, ascending: bool) -> Any:
-    x, order = _order(xp, x, axis, ascending)
-    return x, order[(slice(None),) * (axis or 0) + (slice(k),)]
-
-
 def _choice(inputs: list[Any], attributes: Attributes) -> tuple[Operator, list[Any], Attributes]:
     """MXNet's ret_typ: which of the operators below."""
     wanted = attributes.pop("ret_typ")
@@ -198,7 +228,7 @@ def topk(
     Indices are int64 (in the nd face float32) by default.  There, `ret_typ` is "indices", "value", "both" (two arrays)
     or "mask" (1 where an element is one of the k, else 0).   MXNet: topk.
     """
-    out[...] = _top(xp, x, axis, k, is_ascend)[1]
+    out[...] = _order(xp, x, axis, is_ascend, k)[1]
 
 
 @operator(
@@ -207,7 +237,7 @@ def topk(
 )  # fmt: skip
 def topk_values(xp: Any, x: Any, *, axis: int | None = -1, k: int = 1, is_ascend: bool = False, out: Any) -> None:
     """The k largest (smallest, if ascending) elements along an axis, in order."""
-    x, order = _top(xp, x, axis, k, is_ascend)
+    x, order = _order(xp, x, axis, is_ascend, k)
     out[...] = xp.take_along_axis(x, order, axis or 0)
 
 
@@ -236,7 +266,7 @@ def topk_both(
     order: Any,
 ) -> None:
     """The k largest (smallest, if ascending) elements along an axis, and their indices."""
-    x, found = _top(xp, x, axis, k, is_ascend)
+    x, found = _order(xp, x, axis, is_ascend, k)
     values[...] = xp.take_along_axis(x, found, axis or 0)
     order[...] = found
 
@@ -254,7 +284,7 @@ def _reference_mask(x: Any, axis: int | None = -1, **form: Any) -> Any:
 )  # fmt: skip
 def topk_mask(xp: Any, x: Any, *, axis: int | None = -1, k: int = 1, is_ascend: bool = False, out: Any) -> None:
     """1 where an element is one of the k largest (smallest, if ascending) along an axis, else 0."""
-    lined, found = _top(xp, x, axis, k, is_ascend)
+    lined, found = _order(xp, x, axis, is_ascend, k)
     mask = xp.zeros(lined.shape, out.dtype)
     xp.put_along_axis(mask, found, 1, axis or 0)
     out[...] = mask.reshape(out.shape)

@@ -63,6 +63,16 @@ def test_of_several_the_one_that_was_pushed_first(engine_kind: Any) -> None:
             nd.log(x)
 
 
+def test_a_wait_may_come_upon_a_later_one(engine_kind: Any) -> None:
+    """The gradient of log needs no logarithm, and is infinite, too."""
+    x = nd.ones(2)
+    x.attach_grad()
+    words = r"\[log\] its result has inf"
+    with pytest.raises(AnomalyError, match=words) as caught, detect_anomaly(), autograd.record():
+        nd.log(x - 1).backward()
+    assert "[log] its gradient" in str(caught.value.__context__)
+
+
 def test_backward_names_the_forward_line() -> None:
     x = nd.array([1.0, 0.0])
     x.attach_grad()

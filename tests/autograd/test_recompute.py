@@ -12,6 +12,7 @@ import vardag as vd
 from vardag import autograd, nd
 from vardag.autograd.tape import entry_of
 from vardag.engine import ArgumentError, ArgumentTypeError
+from vardag.ndarray.memory import reset_peak
 
 
 def marked(*values: Any, dtype: str = "float32") -> Any:
@@ -280,6 +281,41 @@ def test_running_statistics_change_once() -> None:
     assert [a.asnumpy().tolist() for a in (y, mean, var, gamma.grad, beta.grad, x.grad)] == found[0]
 
 
+def test_state_that_it_reads_and_writes_changes_once() -> None:
+    x, mean, count = marked(1, 2, 3), nd.zeros(3), nd.zeros(2)
+
+    @autograd.checkpoint
+    def f(x: Any) -> Any:
+        mean[:] = mean * 0.5 + x.detach() * 0.5
+        count[1:] += 1
+        buffer = nd.zeros(3)
+        buffer[:] = 7
+        return x * x + buffer, buffer
+
+    with autograd.record():
+        y, buffer = f(x)
+        z = f(x)[0]
+    buffer[:] = 8  # a result, and nobody else's
+    autograd.backward([y, z])
+    assert x.grad.asnumpy().tolist() == [4, 8, 12] and count.asnumpy().tolist() == [0, 2]
+    np.testing.assert_allclose(mean.asnumpy(), [0.75, 1.5, 2.25])
+
+
+@pytest.mark.parametrize("young", [True, False])
+def test_constants_from_outside_that_were_written_are_an_error(young: bool) -> None:
+    x, data = marked(1, 2), nd.array([3, 4])
+    if not young:
+        data[:] = data * 1
+    with autograd.record():
+        y = autograd.checkpoint(lambda x: x * data)(x)
+        z = autograd.checkpoint(lambda x, data: x * data)(x, data)
+    data[:] = 5
+    with pytest.raises(autograd.GraphError, match=r"float32\(2,\), which it read, was written before backward"):
+        y.backward()
+    z.backward()
+    assert x.grad.asnumpy().tolist() == [3, 4]
+
+
 # ---- what is kept ----------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +344,31 @@ def test_nothing_of_the_way_is_kept() -> None:
     assert alive(autograd.checkpoint(f)) <= 2 * one
 
 
+def test_the_peak_of_a_chain_is_that_of_a_few_blocks(engine_kind: Any) -> None:
+    """No second call runs ahead of the gradient that it is for."""
+
+    def block(x: Any) -> Any:
+        for _ in range(10):
+            x = nd.tanh(x) * nd.exp(x * 0.01)
+        return x
+
+    def peak(function: Any) -> int:
+        x = nd.ones((300, 300))
+        x.attach_grad()
+        x.wait_to_read()
+        gc.collect()
+        reset_peak()
+        before = nd.statistics().live_bytes
+        with autograd.record():
+            y = x
+            for _ in range(20):
+                y = function(y)
+        y.backward()
+        return int(nd.statistics().peak_bytes - before)
+
+    assert 2 * peak(autograd.checkpoint(block)) < peak(block)
+
+
 def test_a_function_without_a_gradient_records_nothing() -> None:
     x = marked(1, 2)
     with autograd.record():
@@ -322,11 +383,13 @@ def test_a_function_without_a_gradient_records_nothing() -> None:
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_array_from_outside_that_was_written_is_an_error() -> None:
+@pytest.mark.parametrize("use", [lambda w: w, lambda w: w[:], lambda w: w[::-1], lambda w: w * 1])
+@pytest.mark.parametrize("write", [lambda w: w.__iadd__(1), lambda w: w[1:].__imul__(2)])
+def test_an_array_from_outside_that_was_written_is_an_error(use: Any, write: Any) -> None:
     x, w = marked(1, 2), marked(3, 4)
     with autograd.record():
-        y = autograd.checkpoint(lambda x: x * w)(x)
-    w += 1
+        y = autograd.checkpoint(lambda x: x * use(w))(x)
+    write(w)
     with pytest.raises(autograd.GraphError, match=r"test_recompute\.py:\d+: float32\(2,\), which it read, was written"):
         y.backward()
 
@@ -368,3 +431,30 @@ def test_errors_of_the_function_come_out() -> None:
     with pytest.raises(KeyError, match="missing"):
         y.backward()
     assert not autograd.is_recording()
+
+
+def test_no_cycles_are_left_for_the_collector() -> None:
+    x = nd.ones((300, 300))
+    x.attach_grad()
+    block = autograd.checkpoint(lambda x: nd.tanh(x) * nd.exp(x))
+
+    def step() -> None:
+        with autograd.record():
+            y = block(block(x))
+        y.backward()
+        autograd.value_and_grad(block)(x)[1].wait_to_read()
+        autograd.jvp(block, [x], [x])[1].wait_to_read()
+        autograd.vjp(block, x)[1](x)[0].wait_to_read()
+
+    gc.collect()
+    gc.disable()
+    try:
+        step()
+        nd.waitall()
+        before = nd.statistics().live_bytes
+        for _ in range(5):
+            step()
+        nd.waitall()
+        assert nd.statistics().live_bytes < before + 2 * x.nbytes  # a worker may hold its last one
+    finally:
+        gc.enable()

@@ -15,6 +15,8 @@ import pytest
 import vardag as vd
 from vardag import autograd, nd
 from vardag.engine import ArgumentError, ArgumentTypeError
+from vardag.ndarray.array import Array
+from vardag.operators.faces import numpy_face
 
 _spec = importlib.util.spec_from_file_location("torch_transforms", Path(__file__).with_name("torch_transforms.py"))
 assert _spec is not None and _spec.loader is not None
@@ -223,11 +225,11 @@ def test_a_pull_in_a_recording_scope_ignores_later_writes() -> None:
     x.attach_grad()
     with autograd.record():
         value, pull = autograd.vjp(lambda x: x * x, x)
-        value += x
-        (g,) = pull(value)  # 2 x (x x + x)
+        value *= 3
+        (g,) = pull(value)  # 2 x (3 x x)
     g.backward()
-    assert g.asnumpy().tolist() == [4, 24]
-    assert x.grad.asnumpy().tolist() == [6 + 4, 24 + 8]
+    assert g.asnumpy().tolist() == [6, 48]
+    assert x.grad.asnumpy().tolist() == [18, 72]
 
 
 def test_an_error_of_the_function_comes_out_and_ends_the_scope() -> None:
@@ -388,3 +390,125 @@ def test_wrong_arguments_say_what_is_expected() -> None:
         with pytest.raises(error, match=words):
             call()
     assert not autograd.is_recording()
+
+
+# ---- corners ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_that_are_arguments_views_of_them_or_each_other() -> None:
+    x = nd.array([1.0, 2, 3])
+
+    def f(x: Any) -> Any:
+        y = x * x
+        return x, x[1:], y, y, y[::-1]
+
+    value, pull = autograd.vjp(f, x)
+    one = nd.ones(3)
+    (g,) = pull((one, nd.array([10, 10]), one, one * 2, nd.array([100, 0, 0])))
+    assert g.asnumpy().tolist() == [1 + 6, 1 + 10 + 12, 1 + 10 + 18 + 600]
+    value[0][:] = 0
+    assert x.asnumpy().tolist() == [1, 2, 3]
+
+
+def test_one_array_as_two_arguments() -> None:
+    x = nd.array([2.0])
+    g = autograd.value_and_grad(lambda x, y: x * x * y, (0, 1))(x, x)[1]
+    assert [a.asscalar() for a in g] == [8, 4]
+    assert g[0] is not g[1]
+    same = autograd.value_and_grad(lambda p: p["a"] + p["b"])({"a": x, "b": x})[1]
+    same["a"][:] = 7
+    assert same["b"].asscalar() == 1
+
+
+def test_views_on_the_outer_tape_as_arguments() -> None:
+    x = nd.array([1.0, 2, 3])
+    x.attach_grad()
+    with autograd.record():
+        h = x * x
+        value, g = autograd.value_and_grad(lambda part: part**2)(h[1:])
+        y = value.sum() + g.sum()
+    y.backward()
+    assert x.grad.asnumpy().tolist() == [0, 4 * 8 + 8, 4 * 27 + 12]
+
+
+def test_what_is_known_from_outside_may_be_written() -> None:
+    """Marked arrays that the function writes are leaves again afterwards."""
+    w, x = nd.array([1.0, 1]), nd.array([2.0, 3])
+    w.attach_grad("add")
+    w.grad[:] = 5
+
+    def f(x: Any) -> Any:
+        w[:] = w + x
+        return w * x
+
+    value, g = autograd.value_and_grad(f)(x)
+    assert value.asnumpy().tolist() == [6, 12] and g.asnumpy().tolist() == [5, 7]
+    assert w.asnumpy().tolist() == [3, 4] and w.grad.asnumpy().tolist() == [5, 5]
+    with autograd.record():
+        y = w * 2
+    y.backward()
+    assert w.grad.asnumpy().tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("size", [3, 300_000])
+def test_small_and_large_arrays(size: int) -> None:
+    rng = np.random.default_rng(4)
+    raws = [rng.uniform(-1, 1, size) for _ in range(2)]
+    x, v = (nd.array(raw, dtype="float64") for raw in raws)
+    f = lambda x: nd.tanh(x * x) * nd.exp(x)  # noqa: E731
+    a, b = raws
+    t, e = np.tanh(a * a), np.exp(a)
+    first = (1 - t * t) * 2 * a * e + t * e
+    slope = 2 * (1 - t * t)
+    second = (slope - 2 * t * (1 - t * t) * 4 * a * a) * e + slope * a * e + slope * a * e + t * e
+    for function in (f, autograd.checkpoint(f)):
+        np.testing.assert_allclose(autograd.value_and_grad(function)(x)[1].asnumpy(), first, 1e-10, 1e-12)
+        np.testing.assert_allclose(autograd.jvp(function, [x], [v])[1].asnumpy(), first * b, 1e-10, 1e-12)
+        np.testing.assert_allclose(autograd.hvp(function, [x], [v])[1][0].asnumpy(), second * b, 1e-9, 1e-11)
+        np.testing.assert_allclose(autograd.vjp(function, x)[1](v)[0].asnumpy(), first * b, 1e-10, 1e-12)
+
+
+def test_arrays_of_the_canonical_face() -> None:
+    x = numpy_face.cast(nd.array([1.0, 2]), dtype="float64")
+    value, g = autograd.value_and_grad(lambda x: (x * x).sum())(x)
+    assert type(value) is Array and type(g) is Array and value.shape == () and g.asnumpy().tolist() == [2, 4]
+    h = autograd.hessian(lambda x: (x**3).sum())(x)
+    assert type(h) is Array and h.asnumpy().tolist() == [[6, 0], [0, 12]]
+    assert autograd.jacobian(lambda x: (x * x).sum())(x).asnumpy().tolist() == [2, 4]
+    assert autograd.jvp(lambda x: x.sum(), [x], [x])[1].asnumpy().tolist() == 3
+
+
+def test_arrays_of_an_engine_that_is_not_the_current_one() -> None:
+    with vd.engine.Engine(workers=1):
+        x, large = nd.array([1.0, 2]), nd.ones(5000)
+        with vd.engine.Engine(workers=1):
+            f = lambda x: x * x * 3  # noqa: E731
+            assert autograd.value_and_grad(f)(x)[1].asnumpy().tolist() == [6, 12]
+            assert autograd.jvp(f, [large], [large])[1].asnumpy()[0] == 6
+            assert autograd.hessian(f)(x).asnumpy().tolist() == [[6, 0], [0, 6]]
+            assert autograd.value_and_grad(nd.BlockGrad)(large)[1].asnumpy()[0] == 0
+
+
+def test_checkpoints_of_transforms() -> None:
+    def f(x: Any) -> Any:
+        value, g = autograd.value_and_grad(lambda x: nd.sin(x) * x)(x)
+        return value * g + autograd.jvp(nd.exp, [x], [g])[1]
+
+    x = nd.array([0.3, 0.8], dtype="float64")
+    plain, again = (autograd.value_and_grad(one)(x)[1].asnumpy() for one in (f, autograd.checkpoint(f)))
+    np.testing.assert_allclose(plain, again, 1e-13)
+    assert autograd.check(autograd.checkpoint(f), x, order=2).compared == 2
+
+
+def test_arrays_that_leave_the_function_are_no_trap() -> None:
+    kept = []
+
+    def f(x: Any) -> Any:
+        kept.append(x)
+        return x * x
+
+    autograd.value_and_grad(f)(nd.array([3.0]))
+    with autograd.record():
+        y = kept[0] * 2
+    with pytest.raises(autograd.GraphError, match="no marked array above the heads wants a gradient"):
+        y.backward()

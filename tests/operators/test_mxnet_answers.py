@@ -1,6 +1,7 @@
-"""Operators give what the real MXNet 1.9.1 gives: dtypes, shapes, values, gradients, and where it refuses, an error.
+"""Expressions give what the real MXNet 1.9.1 gives: dtypes, shapes, values, gradients; where it refuses, an error.
 
-Its answers are in data/mxnet-operators.json, written by data/with_mxnet.py.
+Dense ones are in data/with_mxnet.py, its answers beside it; those of sparse arrays, with storage types and what is
+stored, in tests/ndarray/data.
 """
 
 from __future__ import annotations
@@ -15,8 +16,20 @@ import pytest
 
 from vardag import autograd, nd
 
-DATA = Path(__file__).parent / "data"
-ANSWERS: dict[str, Any] = json.loads((DATA / "mxnet-operators.json").read_text())
+TESTS = Path(__file__).resolve().parent.parent
+
+
+def stored(folder: str, answers: str) -> tuple[Any, dict[str, Any]]:
+    """The script that asked MXNet, as a module, and what it wrote down: {expression: answer}."""
+    data = TESTS / folder / "data"
+    spec: Any = importlib.util.spec_from_file_location(f"{folder}_with_mxnet", data / "with_mxnet.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, json.loads((data / answers).read_text())
+
+
+ASKED, ANSWERS = stored("operators", "mxnet-operators.json")
+SPARSE, SPARSE_ANSWERS = stored("ndarray", "mxnet-sparse.json")
 
 #: Where we differ, each with the reason.
 DIFFERENT = {
@@ -26,20 +39,9 @@ DIFFERENT = {
 }
 
 
-def questions() -> Any:
-    spec = importlib.util.spec_from_file_location("operators_with_mxnet", DATA / "with_mxnet.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ASKED = questions()
-
-
 def test_every_question_is_answered() -> None:
-    assert ASKED.split() == list(ANSWERS)
-    assert len(ANSWERS) > 190
+    assert ASKED.split() == list(ANSWERS) and len(ANSWERS) > 190
+    assert SPARSE.expressions() == list(SPARSE_ANSWERS) and len(SPARSE_ANSWERS) > 120
     assert set(ANSWERS) > set(DIFFERENT)
 
 
@@ -51,3 +53,11 @@ def test_as_mxnet(text: str) -> None:
         assert [y[:2] for y in found] == [y[:2] for y in expected]
         for y, w in zip(found, expected, strict=True):
             np.testing.assert_allclose(y[2], w[2], rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("text", SPARSE_ANSWERS)
+def test_sparse_as_mxnet(text: str) -> None:
+    *kind, values, indices = SPARSE.evaluated(text, nd)
+    *kind_there, values_there, indices_there = SPARSE_ANSWERS[text]
+    assert (kind, indices) == (kind_there, indices_there)
+    np.testing.assert_allclose(values, values_there, rtol=1e-5, atol=1e-7)

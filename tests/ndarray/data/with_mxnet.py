@@ -21,7 +21,7 @@ if __name__ == "__main__":
 DTYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "bool")
 
 
-#: What tests/ndarray/test_sparse_mxnet.py evaluates too: the operands, and expressions of them.
+#: What tests/operators/test_mxnet_answers.py evaluates too: the operands, and expressions of them.
 OPERANDS = {
     "a": "sp.csr_matrix(([1, 2, 3], [1, 0, 2], [0, 1, 2, 2, 3]), shape=(4, 3))",
     "b": "sp.csr_matrix(([4, -3, 5, 1], [0, 0, 1, 2], [0, 1, 2, 3, 4]), shape=(4, 3))",
