@@ -17,6 +17,7 @@ caller.                                                                         
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
@@ -117,11 +118,12 @@ class Looks:
 
 
 def fails(context: Any, function: Callable[..., Any], *arguments: Any) -> bool:
-    """Does a kernel raise again?  What a signal handler threw into it does not repeat."""
+    """Does a kernel raise again what is being handled?  What a signal handler threw into it does not repeat."""
+    first = sys.exception()
     try:
         context.copy().run(function, *arguments)
-    except Exception:
-        return True
+    except Exception as again:
+        return first is None or type(again) is type(first)
     return False
 
 

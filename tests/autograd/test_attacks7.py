@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from threading import Event, Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -207,6 +207,21 @@ def test_a_half_written_array_is_not_read(engine: Engine, monkeypatch: pytest.Mo
     end()
     assert result == "push path"
     assert x.asnumpy().tolist() == [100, 200]
+
+
+def test_what_a_handler_raises_into_a_kernel_that_fails_goes_to_the_caller(engine: Engine) -> None:
+    class Failing:
+        todo: ClassVar[list[Exception]] = [TimeoutError("from outside")]
+
+        def __call__(self, *_: Any) -> Any:
+            raise self.todo.pop() if self.todo else ValueError("its own")
+
+    f4 = np.dtype("f4")
+    function = quick.single(quick.Ufunc(None, Failing(), nd.NDArray, lambda a: "push path", (f4,), (f4,), False, 9))  # type: ignore[arg-type]
+    x = nd.array([1.0])
+    with pytest.raises(TimeoutError, match="from outside"):
+        function(x)
+    assert function(x) == "push path"
 
 
 @pytest.mark.parametrize("program", [lambda x, w: x * w, lambda x, w: nd.concat(x, w, dim=0)])
