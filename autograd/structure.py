@@ -146,6 +146,10 @@ def structure_of(node: Any) -> Structure:
         unknown = [n for n in below if n.structure is None]
         if node.structure is None and unknown:
             todo += unknown
+            if len(todo) > MOST:  # too large for a plan: not worth what it would cost to find out more
+                for n in todo:
+                    n.structure = n.structure or UNKNOWN
+                return todo[0].structure  # type: ignore[no-any-return]
             continue
         todo.pop()
         if node.structure is None:
@@ -158,8 +162,8 @@ def _structure(node: Any) -> Structure:
     if node.freed is not None:  # looked at last, and set first: the edges may be gone
         return UNKNOWN
     depth = 1 + max((edge[0].structure.depth for edge in edges if edge is not None), default=0)
-    token = node.form.token
-    if token is None or depth >= MOST:
+    token = None if depth >= MOST else node.form.token
+    if token is None:
         return UNKNOWN
     key: list[Any] = [token]
     for edge in edges:

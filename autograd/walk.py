@@ -47,8 +47,8 @@ class Walk:
     """
 
     F: Any = numpy_face
-    #: whether a marked array wants a row-sparse gradient, see rows.py
-    rows = False
+    rows = False  # whether a marked array wants a row-sparse gradient, see rows.py
+    narrow = False  # whether 16-bit floats have been added up
 
     def __init__(self, entries: Sequence[Any], retain: bool, create: bool) -> None:
         self.retain, self.create = retain, create
@@ -93,9 +93,8 @@ class Walk:
             if watchers:
                 tell(node)
             if arrived is not None and isinstance(node, Node) and any(a is not None for a in arrived):
-                arrived[:] = [
-                    a if m is None else self._rounded(a, m[1]) for a, m in zip(arrived, node.made, strict=True)
-                ]
+                if self.narrow:
+                    self._round(node, arrived)
                 indices = [i for i, e in enumerate(self.edges[node]) if e is not None and e[0].number in needed]
                 if indices:
                     self._through(node, indices, arrived)
@@ -122,12 +121,16 @@ class Walk:
             self.own.add((node, index))
 
     def _wide(self, gradient: Any) -> Any:
-        """What is to be added to others: 16-bit floats are added up in float32, and rounded once, by `_rounded`."""
-        return self.F.cast(gradient, dtype=FLOAT32) if getattr(gradient, "_dtype", None) in NARROW else gradient
+        """What is to be added to others: 16-bit floats are added up in float32, and rounded once."""
+        if getattr(gradient, "_dtype", None) not in NARROW:
+            return gradient
+        self.narrow = True
+        return self.F.cast(gradient, dtype=FLOAT32)
 
-    def _rounded(self, gradient: Any, dtype: Any) -> Any:
-        narrow = dtype in NARROW and isinstance(gradient, Array) and gradient._dtype != dtype
-        return self.F.cast(gradient, dtype=dtype) if narrow else gradient
+    def _round(self, node: Node, arrived: list[Any]) -> None:
+        for i, (gradient, meta) in enumerate(zip(arrived, node.made, strict=True)):
+            if meta is not None and meta[1] in NARROW and isinstance(gradient, Array) and gradient._dtype != meta[1]:
+                arrived[i] = self.F.cast(gradient, dtype=meta[1])
 
     def _through(self, node: Node, indices: Sequence[int], arrived: Sequence[Any]) -> None:
         """From the cotangents of a node's outputs to those of its inputs."""
@@ -183,6 +186,7 @@ class Walk:
             to, index = self.edges[node][0]
             whole = self._writable(to, index)
             if whole is None:
+                self.narrow |= base[1] in NARROW
                 zeros = numpy_face.zeros(shape=base[0], dtype=FLOAT32 if base[1] in NARROW else base[1], ctx=g.context)
                 self._arrive(to, index, zeros, True)
                 whole = self._writable(to, index)
