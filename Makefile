@@ -46,8 +46,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	$(RUN) benchmarks/compare.py $(BENCH)
 
+# Times beside MXNet's: make operators OPERATORS="--mxnet /path/to/python"
 operators: $(VENV)/.installed-test
-	$(RUN) benchmarks/operators.py
+	$(RUN) benchmarks/operators.py $(OPERATORS)
 
 # Seconds for each storm of finalizers and of exceptions thrown into workers; any number above 0 asks for the long forms
 # of the rest.  Below 15 minutes on two cores with nothing beside it; the table of what was counted comes last

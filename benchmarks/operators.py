@@ -182,15 +182,18 @@ def main(arguments: list[str] | None = None) -> int:
     for space, listed in names.items():
         root = nd if space == "nd" else getattr(nd, space, None)
         here = [name for name in listed if hasattr(root, name)]
+        prefix = "" if space == "nd" else f"{space}_"
         for name in listed:
-            op = ours.get(name) if space == "nd" else None
-            mx, np64 = apart.get(name) if space == "nd" else None, None if op is None else from_numpy(op)
+            full = prefix + name
+            op, mx = ours.get(full), apart.get(full)
+            np64 = None if op is None else from_numpy(op)
             shown = [f"{x:9.1e}" if x is not None else f"{'-':>9}" for x in (mx, np64)]
-            ratio = f"{ratios[name].ratio:6.2f}" if space == "nd" and name in ratios else f"{'-':>6}"
+            ratio = f"{ratios[full].ratio:6.2f}" if full in ratios else f"{'-':>6}"
             print(f"{space + '.' + name:40} {'yes' if name in here else 'no':>5} {shown[0]} {shown[1]} {ratio}  "
                   f"{gradient(op) if op else ''}")  # fmt: skip
             bad += mx is not None and mx > 1e-5
-        print(f"-- {space}: {len(here)} of {len(listed)} names; {sum(n in apart for n in listed)} compared with MXNet")
+        compared = sum(prefix + name in apart for name in listed)
+        print(f"-- {space}: {len(here)} of {len(listed)} names; {compared} compared with MXNet")
     if ratios:
         slow = sorted((asked for asked in ratios.values() if asked.ratio > 3), key=lambda asked: -asked.ratio)
         within = 1 - len(slow) / len(ratios)

@@ -21,9 +21,11 @@ from .errors import (
 from .lifecycle import add_kernel_context_hook, current, default, profile, set_default, statistics
 from .limits import Limits, limits, low_memory_hooks, machine_memory
 from .operation import DONE, OK, Kind, Operation, State, user_context_hooks
-from .profiler import Profile
+from .profiler import Event, Profile, Wait
 from .site import describe, here, line_of
+from .status import serve
 from .variable import Variable
+from .watchdog import Watchdog, watchdog
 
 __all__ = [
     "DONE",
@@ -38,6 +40,7 @@ __all__ = [
     "EngineErrors",
     "EngineTimeout",
     "Error",
+    "Event",
     "FnProperty",
     "InternalError",
     "Kind",
@@ -51,6 +54,8 @@ __all__ = [
     "State",
     "Statistics",
     "Variable",
+    "Wait",
+    "Watchdog",
     "add_kernel_context_hook",
     "current",
     "default",
@@ -61,8 +66,10 @@ __all__ = [
     "low_memory_hooks",
     "machine_memory",
     "profile",
+    "serve",
     "set_default",
     "statistics",
     "user_context_hooks",
     "wait_all_async",
+    "watchdog",
 ]

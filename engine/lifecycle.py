@@ -28,7 +28,9 @@ from .mail import unrung
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
 from .parallel import Helper
 from .profiler import Profile
+from .status import seen_by_environment
 from .tracker import retire
+from .watchdog import watched_by_environment
 
 if TYPE_CHECKING:
     from .core import Engine
@@ -97,6 +99,8 @@ def _make_default() -> Engine:
     made = Engine()  # without a lock: two threads, or a finalizer in here, may make one each, and the first one counts
     if _default is None:
         _default = made
+        watched_by_environment(made)
+        seen_by_environment()
     return _default
 
 

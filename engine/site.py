@@ -51,6 +51,18 @@ def _above(frame: Any) -> Site | None:
     return None
 
 
+def asked(depth: int = 1) -> tuple[Site | None, str]:
+    """As `here`, and the name of the function of the package that it called: what the user asked for."""
+    frame: Any = _getframe(depth)
+    below = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not (_files[name] if name in _files else _is_ours(name)):
+            return (frame.f_code, frame.f_lasti), below
+        below, frame = frame.f_code.co_name, frame.f_back
+    return None, below
+
+
 def line_of(site: Site) -> int:
     """The line number of a site."""
     code, offset = site

@@ -192,7 +192,7 @@ class Waiting(Workers):
         end = None if timeout is None else monotonic() + timeout
         queue: Bell = SimpleQueue()
         watched: list[Operation] = []
-        outer = here_and_now.target
+        outer, instrument, began = here_and_now.target, self._instrument, monotonic()
         if self._serial:
             self._turn_bells.append(queue)
         again = get_ident() in in_wait
@@ -203,6 +203,8 @@ class Waiting(Workers):
             self._until_done(op, end, timeout, queue, watched, current)
         finally:
             here_and_now.target = outer
+            if instrument is not None:
+                instrument.waited(op, began)
             if current is not None:
                 # A finalizer's wait inside a wait gives back what it found, but nothing of another thread that runs
                 # a share of the same operation.                [test_shared: test_finalizers_on_two_threads]

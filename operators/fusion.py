@@ -172,6 +172,10 @@ class Segment:
         #: of a brief one that runs: the number of a piece, and the member whose steps it has come to
         self.at: dict[int, int] = {}
 
+    def names(self) -> tuple[str, ...]:
+        """Of its members' operators."""
+        return tuple([m.op.name for m in self.members])
+
     # ---- under P ---------------------------------------------------------------------------------------------------
 
     def takes(self, other: Segment) -> list[Step] | None:

@@ -118,6 +118,9 @@ def add_rows(xp: Any, values: Any, indices: Any, *, shape: Any, axis: int, mode:
     """Zeros of a shape, with each slice of the values added where the indices say: what take's gradient is."""
     places = bounded(indices, shape[axis], mode).reshape(-1)
     before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    if before * after == 1 and out.dtype.kind == "f":
+        out[...] = xp.bincount(places, values.reshape(-1), out.size).reshape(out.shape)
+        return
     out[...] = 0
     sum_rows(
         xp,
@@ -137,8 +140,9 @@ def sum_rows(xp: Any, total: Any, places: Any, rows: Any) -> None:
     """total[place] = the sum of the rows that go there, in the order of the rows."""
     if not rows.size:
         return
-    order = xp.argsort(places, kind="stable")
-    places = places[order]
+    keys = (places.astype(np.int64) << 32) | xp.arange(len(places))  # all different, so that any sort is stable
+    keys.sort()
+    places, order = keys >> 32, keys & 0xFFFFFFFF
     first = xp.flatnonzero(xp.concatenate(([True], places[1:] != places[:-1])))
     total[places[first]] = xp.add.reduceat(rows[order], first, axis=0)
 

@@ -90,3 +90,20 @@ def test_a_peer_that_is_not_there_is_left_out(tmp_path: Path) -> None:
 def test_an_unknown_workload_is_refused() -> None:
     done = run("--only", "nonsense")
     assert done.returncode == 2 and "unknown workload 'nonsense'" in done.stderr
+
+
+def test_the_profile_of_an_operator_shares_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between C calls, lines of kernels, and what is around them; kernels are as before afterwards."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import operators as table
+
+    tests = table.load("test_mxnet_operators")
+    asked = {question["name"]: question for question in tests.mxnet.timed_questions()}
+    kernels = [op.kernel for op in table.registry]
+    for name, wanted in (("softmax", "exp"), ("RNN", "rnn_steps.py"), ("sort", "sorting.py")):
+        ours = table.here(tests, asked[name], 1)
+        found = table.profile(tests, table.Asked(asked[name], ours, 1e-6), 1)
+        assert sum(share for share, _ in found) == pytest.approx(1)
+        assert [share for share, _ in found] == sorted((share for share, _ in found), reverse=True)
+        assert any(wanted in where for _, where in found), found
+    assert [op.kernel for op in table.registry] == kernels

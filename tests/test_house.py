@@ -144,7 +144,11 @@ def test_the_package_needs_only_what_it_declares(path: Path) -> None:
     allowed = {"numpy", "scipy", "threadpoolctl", "vardag", "cupy", "cupyx"} | sys.stdlib_module_names
     skip = typing_only(path)
     for node, target, inside in imports(path):
-        extra = inside and target[0] in ("matplotlib", "safetensors")  # looked for by who draws, or has such files
+        extra = inside and target[0] in (
+            "matplotlib",
+            "safetensors",
+            "rich",
+        )  # looked for by who draws, or has such files
         extra = extra or (name(path), target[0]) == ("ndarray/dtype.py", "ml_dtypes")  # may be missing
         if node.lineno not in skip and not extra:
             assert target[0] in allowed, f"{name(path)}:{node.lineno}: {target[0]} is no dependency of the package"

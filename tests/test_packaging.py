@@ -46,8 +46,10 @@ def test_mypy_reads_every_room() -> None:
     settings = PROJECT["tool"]["mypy"]
     assert settings["modules"] == [
         "vardag",
+        "vardag.profiler",
         "vardag.selftest",
         "vardag.testing",
+        "vardag.top",
     ]  # which imports all other files beside it
     assert settings["packages"] == [f"vardag.{room}" for room in ROOMS]
 
@@ -63,7 +65,7 @@ def test_the_dependencies_are_the_promised_ones() -> None:
     names = {requirement.split(">=")[0] for requirement in PROJECT["project"]["dependencies"]}
     assert names == {"numpy", "scipy", "threadpoolctl"}
     assert set(PROJECT["project"]["optional-dependencies"]) == {
-        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors", "bfloat16")
+        *("test", "examples", "dev", "cuda12x", "cuda13x", "safetensors", "bfloat16", "top")
     }
 
 
