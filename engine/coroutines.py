@@ -92,24 +92,30 @@ class Start:
         self.made: Any = None
 
     def __call__(self) -> None:
+        try:
+            self.begin()
+        except BaseException as e:
+            self.end(e)
+            if not isinstance(e, Exception):
+                raise
+
+    def begin(self) -> None:
+        """Make the coroutine a task."""
         op, box = self.op, my_mailbox()
+        if op.cancelled:
+            raise Cancelled(f"[{op.name or 'operation'}] was cancelled")
         whole = self.whole()
         try:
-            if op.cancelled:
-                raise Cancelled(f"[{op.name or 'operation'}] was cancelled")
             self.made = self.fn(*[memory() for memory in self.memories])
             self.fn = self.memories = None
             op.box = box
             box.hosted.add(op)
             op.stop = box.start(op.name or "operation", whole, self.ended)
-        except BaseException as e:
+        except BaseException:
             whole.close()
             if self.made is not None:
                 self.made.close()
-            self.end(e)
-            if not isinstance(e, Exception):
-                raise
-            return
+            raise
         if op.cancelled:
             op.stop()
 
@@ -134,7 +140,6 @@ class Start:
     def end(self, error: BaseException | None) -> None:
         """Complete the operation, once; what ends a task is no error of the function."""
         op, complete = self.op, self.complete
-        self.complete = self.made = None
         if complete is None:
             return
         box = op.box
@@ -146,6 +151,7 @@ class Start:
             error = error if own else Cancelled(f"[{op.name or 'operation'}] was cancelled while it ran")
         with suppress(CompletionError):  # a wait found its loop closed
             complete(error)
+        self.complete = self.made = None  # last: if an interrupt cuts this, the end of the task comes here once more
 
 
 @coroutine

@@ -32,7 +32,7 @@ from vardag.engine import (
 )
 from vardag.engine.mail import CHUNK, my_mailbox, unrung
 from vardag.engine.operation import Kind
-from vardag.engine.testing import Gate, audit
+from vardag.engine.testing import Gate, audit, interrupt_at
 
 WAIT = 20.0
 
@@ -1099,3 +1099,40 @@ def test_many_loops_pushes_awaits_and_cancellations():
         assert e.statistics().peak_bytes <= 2000
         assert e.statistics().pushed == 900
         audit(e)
+
+
+class Stop(Exception):
+    """What a signal handler throws."""
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # it was cut before that
+def test_an_exception_at_every_checkpoint_of_a_loops_thread(no_gc_callbacks, monkeypatch):
+    """While it pushes, awaits, begins and ends a coroutine: nothing hangs, and the engine is as it should be."""
+    monkeypatch.setattr(mail, "SLICE", 0.05)
+    passed = k = 0
+    while passed < 3:
+        k += 1
+        with Engine(workers=1) as e:
+            v = e.new_variable()
+            cut = []
+            asyncio.run(_interrupted(e, v, k, cut))
+            asyncio.run(asyncio.wait_for(_of(e.push(_nothing, writes=[v])), WAIT))
+            with contextlib.suppress(EngineErrors):
+                e.waitall(WAIT)
+            audit(e)
+        passed += not cut
+    assert k > 100
+
+
+async def _interrupted(e, v, k, cut) -> None:
+    async def pauses() -> None:
+        await asyncio.sleep(0)
+
+    async def pushes() -> None:
+        with interrupt_at(k, Stop):
+            await e.push(pauses, updates=[v])
+
+    try:
+        await asyncio.wait_for(pushes(), WAIT)
+    except (Stop, Cancelled):
+        cut.append(1)
