@@ -313,7 +313,7 @@ def _apart(results: list[Any]) -> list[Any]:
     chunks: set[Any] = set()
     for i, g in enumerate(results):
         if g is not None and g._chunk in chunks:
-            results[i] = g.copy()
+            results[i] = as_face(type(g), g.copy())
         elif g is not None:
             chunks.add(g._chunk)
     return results

@@ -320,7 +320,6 @@ def _gatherer(walk: Walk, saved: Sequence[tuple[int, Any]], results: Sequence[in
     for i, (position, _) in enumerate(saved):
         kept.setdefault(position, []).append(i)
     known, todo = set(heads), list(dict.fromkeys(heads))
-    freed = [i for i, node in enumerate(walk.nodes) if type(node) is Node and node.op is not VIEW]
     for position in todo:
         node = walk.nodes[position]
         below = {i: positions[edge[0]] for i, edge in enumerate(walk.edges[node]) if edge is not None}
@@ -333,8 +332,9 @@ def _gatherer(walk: Walk, saved: Sequence[tuple[int, Any]], results: Sequence[in
         if position in kept:
             lines.append(f" s = n{position}.saved")
             lines += [f" a{i} = s[{saved[i][1]!r}]" for i in kept[position]]
-        elif not new and position in freed:
+        elif not new and type(node) is Node and node.op is not VIEW:
             lines.append(f" n{position}.edges[0]")  # nothing is needed of it, but it may have been freed
+    freed = [i for i, node in enumerate(walk.nodes) if type(node) is Node and node.op is not VIEW]
     values, nodes, all_freed = (
         "".join(f"{letter}{i}, " for i in numbers)
         for letter, numbers in (("a", range(len(saved))), ("n", results), ("n", freed))

@@ -15,7 +15,7 @@ import pytest
 
 from vardag import autograd, nd
 from vardag.autograd import plans, recorder, structure
-from vardag.autograd.backward import _store
+from vardag.autograd.backward import _store, as_face
 from vardag.autograd.tape import entry_of
 from vardag.engine import Engine, Kind, Operation
 from vardag.engine.lifecycle import set_default
@@ -265,3 +265,20 @@ def test_memory_of_gradients_is_counted_once(inline: bool) -> None:
         del y
         gc.collect()
         assert usage()[0] - before == 4 * x.nbytes
+
+
+class Own(nd.NDArray):
+    """A user's class of arrays."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_gradient_has_the_class_of_its_variable(inline: bool) -> None:
+    with Engine(workers=1, inline=inline):
+        for _ in range(4):
+            x, y = (as_face(Own, nd.array([1.0, 2])) for _ in range(2))
+            autograd.mark_variables([x, y])
+            with autograd.record():
+                z = x + y
+            assert [type(g) for g in autograd.grad(z, [x, y])] == [Own, Own]
