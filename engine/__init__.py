@@ -21,6 +21,7 @@ from .lifecycle import add_kernel_context_hook, current, default, profile, set_d
 from .limits import Limits, limits, low_memory_hooks, machine_memory
 from .operation import DONE, OK, Kind, Operation, State, user_context_hooks
 from .profiler import Profile
+from .schedules import Fuzz, fuzz
 from .site import describe, here, line_of
 from .variable import Variable
 
@@ -38,6 +39,7 @@ __all__ = [
     "EngineTimeout",
     "Error",
     "FnProperty",
+    "Fuzz",
     "InternalError",
     "Kind",
     "Limits",
@@ -53,6 +55,7 @@ __all__ = [
     "current",
     "default",
     "describe",
+    "fuzz",
     "here",
     "limits",
     "line_of",

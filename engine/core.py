@@ -90,6 +90,7 @@ class Engine(Contract):
         self._policy = policy(workers)
         self._serial = policy.serial
         self._rank = self._policy.rank
+        self.scheduled = schedule is not None
         if schedule is not None:
             from .testing import Seeded
 

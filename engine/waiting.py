@@ -242,6 +242,8 @@ class Waiting(Workers):
         while not target.done:
             worker = self._may_run_all()
             op, told = locked(self._T, self._next_for, target, queue, watched, worker, current)
+            if self._fuzz is not None:
+                op = self._fuzz.pause(self, target, op, end)
             if op is not None and (worker or not self._serial):
                 if worker and deep():
                     self._spare(queue, op)

@@ -46,6 +46,7 @@ def test_mypy_reads_every_room() -> None:
     settings = PROJECT["tool"]["mypy"]
     assert settings["modules"] == [
         "vardag",
+        "vardag.pytest_plugin",
         "vardag.selftest",
         "vardag.testing",
     ]  # which imports all other files beside it
