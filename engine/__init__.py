@@ -1,10 +1,12 @@
 """When things run: a dependency engine that sees functions and variables, and knows nothing of arrays."""
 
+from .access import Check, check
 from .claims import RunContext
 from .contract import FnProperty, SavedOperator
 from .core import Engine
 from .counters import Statistics
 from .errors import (
+    AccessError,
     ArgumentError,
     ArgumentTypeError,
     Cancelled,
@@ -28,9 +30,11 @@ from .variable import Variable
 __all__ = [
     "DONE",
     "OK",
+    "AccessError",
     "ArgumentError",
     "ArgumentTypeError",
     "Cancelled",
+    "Check",
     "CompletionError",
     "DeadlockError",
     "Engine",
@@ -52,6 +56,7 @@ __all__ = [
     "Statistics",
     "Variable",
     "add_kernel_context_hook",
+    "check",
     "current",
     "default",
     "describe",

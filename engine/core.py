@@ -162,6 +162,8 @@ class Engine(Contract):
         for v in (*reads, *writes, *updates):
             if type(v) is not Variable:
                 return self._push_resolved(op, fn, reads, writes, updates)
+        if lifecycle.checking is not None:
+            op.fn = lifecycle.checking.watch(op, fn, variables=(*reads, *writes, *updates))
         return self._push(op, reads, writes, updates)
 
     def _push(self, op: Operation, reads: Any, writes: Any, updates: Any) -> Operation:
@@ -231,6 +233,8 @@ class Engine(Contract):
                     memories.append(memory)
                     steps += more
             op.fn = lambda: fn(*(memory() for memory in memories))
+            if lifecycle.checking is not None:
+                op.fn = lifecycle.checking.resolved(op, fn, (reads, writes, updates), memories, found)
             return op, found["read"], found["write"], found["update"], steps, keep, False
 
         self.admit(plan)

@@ -30,6 +30,7 @@ from .profiler import Profile
 from .tracker import retire
 
 if TYPE_CHECKING:
+    from .access import Check
     from .core import Engine
     from .counters import Statistics
     from .schedules import Fuzz
@@ -46,6 +47,7 @@ kernel_context_hooks: list[Callable[[], object]] = []
 _current: ContextVar[Engine | None] = ContextVar("vardag.engine.current", default=None)
 _default: Engine | None = None
 fuzzing: Fuzz | None = None  # the `fuzz` block that is open: a single store
+checking: Check | None = None  # the innermost `check` block: a single store
 
 
 def register(engine: Engine) -> None:

@@ -10,10 +10,10 @@ a function of the seed and the program, and `Fuzz.log` lists them.
 Priorities are not looked at: they are wishes.  What the variables order stays in order: the tracker is the same.
 
 A THREAD THAT SLEEPS with the baton (it waits for a lock of the user's, or computes in C for long) would stop all.
-Those that wait for it look at its frame: if that has not moved for `STALL` seconds, the baton is taken away from it, and it
-asks for it again at its next turn.  Before each choice, those that sleep are given `GRACE` seconds to wake up, so that
-the choices stay the same; on a machine that is slower than that they may differ from there on.  Threads of the
-program's own that the engine never hears of are scheduled by nobody.
+Those that wait for it look at its frame: if that has not moved for `STALL` seconds, the baton is taken away from it,
+and it asks for it again at its next turn.  Before each choice, those that sleep are given `GRACE` seconds to wake up,
+so that the choices stay the same; on a machine that is slower than that they may differ from there on.  Threads of
+the program's own that the engine never hears of are scheduled by nobody.
 
 `_lock` guards every field but the actors' bells.  It is taken before T, and by no thread that holds P or T.
                                                                                    [tests/engine/test_fuzz.py]

@@ -26,6 +26,19 @@ def own_engine():
 # ---- a user's program: it trains, counts and logs with functions of its own.  `bug` names the one that it has -------
 
 
+class Lent:
+    """An array's own memory for NumPy, to be written too."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, *, max_version=None, **_):
+        return self.array.to_dlpack_for_write(max_version=max_version)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
 class Program:
     """Steps of ``w += rate * gradient``, with statistics in functions of the user's."""
 
@@ -33,7 +46,7 @@ class Program:
         self.bug = bug
         self.e = current()
         self.w, self.total, self.mean = nd.zeros((3,)), nd.zeros((3,)), nd.zeros((3,))
-        self.alias = np.from_dlpack(self.total) if "read" in bug else None  # its memory, past the engine
+        self.alias = np.from_dlpack(Lent(self.total)) if "read" in bug else None  # its memory, past the engine
         self.seen = {"n": 0}
         self.rows: list[int] = []
         self.cache: dict[str, Any] = {}
@@ -121,6 +134,7 @@ def under(seed: int, bug: str) -> tuple[Any, list[str]]:
 @pytest.mark.parametrize("bug", BUGS)
 def test_it_finds_the_bug_and_repeats_it(bug):
     seed = next(seed for seed in range(SEEDS) if under(seed, bug)[0] != RIGHT)
+    assert any(under(s, bug)[0] == RIGHT for s in range(SEEDS))  # it depends on the schedule
     first = under(seed, bug)
     assert first[0] != RIGHT
     for _ in range(REPEATS):
