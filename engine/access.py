@@ -198,7 +198,7 @@ class Check:
             if not isinstance(x, Variable)
         ]
         operands = [
-            Operand(mode, f"{place} {np.dtype(x.dtype)}{x.shape}", memory, bool(getattr(x, "__vardag_lent__", bool)()))
+            Operand(mode, f"{place} {_described(x)}", memory, bool(getattr(x, "__vardag_lent__", bool)()))
             for (mode, place, x), memory in zip(arrays, memories, strict=True)
         ]
         variables = [v for vs in found.values() for v in vs]
@@ -206,6 +206,8 @@ class Check:
 
     def _run(self, op: Operation, fn: Callable[..., Any], operands: Sequence[Operand]) -> Any:
         real = [operand.memory() for operand in operands]
+        if not all(isinstance(memory, np.ndarray) for memory in real):
+            return fn(*real)  # of another library's handles: only ours are watched
         before = [memory.tobytes() for memory in real]
         copies = [memory if o.shared else _copied(o, memory) for o, memory in zip(operands, real, strict=True)]
         try:
@@ -221,7 +223,9 @@ class Check:
         for o, memory, copy, old in zip(operands, real, copies, before, strict=True):
             past = memory.tobytes() != old  # by another way than the one it was given
             if o.mode == "read":
-                if past or copy.tobytes() != old:
+                if past:
+                    found.append(f"{o.label}: declared as read, and its memory is written while the function runs")
+                elif copy.tobytes() != old:
                     found.append(f"{o.label}: declared as read, and the function writes to it")
             elif not o.shared and not past:
                 if o.mode == "write" and left(copy):
@@ -234,6 +238,10 @@ class Check:
         self._kept += [Kept(op, o, kept) for o, base in bases if (kept := base()) is not None]
         self.late()
         return out
+
+
+def _described(array: Any) -> str:
+    return f"{np.dtype(array.dtype)}{array.shape}" if hasattr(array, "dtype") else type(array).__name__
 
 
 def _copied(operand: Operand, memory: Any) -> Any:
@@ -292,9 +300,9 @@ def left(memory: Any) -> bool:
         unsigned, bits = NANS[floats.dtype.itemsize]
         sign = 1 << (8 * floats.dtype.itemsize - 1)
         return bool(((floats.view(unsigned) & (sign - 1)) == bits).any())
-    same = int((_bytes(memory) == np.resize(PATTERN, memory.dtype.itemsize)).all(axis=1).sum())
+    same = int(np.count_nonzero((_bytes(memory) == np.resize(PATTERN, memory.dtype.itemsize)).all(axis=1)))
     if not same or memory.dtype.kind == "b":
-        return bool(same)  # no truth value has this pattern
+        return bool(same > 0)  # no truth value has this pattern
     chance = same * (math.log(math.e * memory.size / same) - 8 * memory.dtype.itemsize * math.log(2))
     return chance < math.log(1e-6)
 

@@ -46,8 +46,8 @@ def _is_lent(self: Array) -> bool:
 def install() -> None:
     """Watch the handles."""
     Array.__vardag_lent__ = _is_lent  # type: ignore[attr-defined]
-    Array.__getattribute__ = _get  # type: ignore[method-assign]
-    Array.__setattr__ = _set  # type: ignore[method-assign]
+    Array.__getattribute__ = _get  # type: ignore[assignment, method-assign]
+    Array.__setattr__ = _set  # type: ignore[assignment, method-assign]
 
 
 def remove() -> None:
@@ -58,5 +58,5 @@ def remove() -> None:
 
 
 guards.append((install, remove))
-if os.environ.get("VARDAG_CHECK", "0") != "0":
+if os.environ.get("VARDAG_CHECK", "0") not in ("", "0"):
     check().begin()

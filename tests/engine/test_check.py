@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,9 +70,9 @@ def found(op, *words):
         lambda a: a[0],
         lambda a: a.sum(),
         lambda a: float(a[0]),
-        lambda a: np.asarray(a),
-        lambda a: np.from_dlpack(a),
-        lambda a: str(a),
+        np.asarray,
+        np.from_dlpack,
+        str,
         lambda a: a.wait_to_read(),
         lambda a: a.copy(),
     ],
@@ -296,9 +300,48 @@ def test_what_a_function_raises_is_what_it_raises(xyz):
     assert not c.found
 
 
+@pytest.mark.skipif(bool(os.environ.get("VARDAG_CHECK")), reason="everything is watched")
 def test_afterwards_nothing_is_watched(xyz):
     x, _, z = xyz
     with check(), check():
         pass
-    assert not {"__getattribute__", "__setattr__"} & set(vars(type(x).__mro__[1])) | set()
+    assert not {"__getattribute__", "__setattr__", "__vardag_lent__"} & {
+        name for c in type(x).__mro__[:-1] for name in vars(c)
+    }
     pushed(lambda a: z.asnumpy(), reads=[x]).wait()
+
+
+PROGRAM = """
+from vardag import engine, nd
+x, y = nd.ones((2,)), nd.ones((2,))
+op = engine.current().push(lambda a: y.asnumpy(), reads=[x], name="f")
+try:
+    op.wait()
+except engine.AccessError as error:
+    print(error)
+"""
+
+
+def test_the_environment_switches_it_on():
+    root = Path(__file__).resolve().parents[3]
+    for value, wanted in (("1", "[f] array float32(2,): used"), ("0", ""), ("", "")):
+        env = {**os.environ, "VARDAG_CHECK": value, "PYTHONPATH": str(root)}
+        done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(wanted)
+        assert bool(done.stdout) == bool(wanted)
+
+
+def test_reports_survive_other_handles():
+    """What follows the protocol and is no array of the library is passed on as it is."""
+
+    class Other:
+        def __init__(self, variable):
+            self.variable = variable
+
+        def __vardag_resolve__(self, mode, keep):
+            return self.variable, mode, lambda: [1], [], None
+
+    out = []
+    with check() as c:
+        pushed(out.append, updates=[Other(current().new_variable())]).wait()
+    assert (out, c.found) == ([[1]], [])
