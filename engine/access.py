@@ -304,7 +304,7 @@ def left(memory: Any) -> bool:
     if not same or memory.dtype.kind == "b":
         return bool(same > 0)  # no truth value has this pattern
     chance = same * (math.log(math.e * memory.size / same) - 8 * memory.dtype.itemsize * math.log(2))
-    return chance < math.log(1e-6)
+    return bool(chance < math.log(1e-6))
 
 
 PATTERN = np.array([0xA5, 0xC3, 0x5A, 0x96, 0x3C, 0x69, 0xD2, 0x87], np.uint8)

@@ -21,6 +21,7 @@ the program's own that the engine never hears of are scheduled by nobody.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import sysconfig
@@ -96,6 +97,7 @@ class Fuzz:
         self._engines: list[tuple[Engine, int, bool]] = []
         self._holder: Actor | None = None
         self._closed = False
+        self._process = os.getpid()
         self._mine = threading.local()
 
     # ================================================================================================ the block
@@ -135,6 +137,8 @@ class Fuzz:
 
     def _release(self) -> None:
         """All threads go on by themselves, and the engines have workers again."""
+        if os.getpid() != self._process:
+            self._lock = threading.Lock()  # a forked child: who held it is not here
         with self._lock:
             self._closed = True
             actors = tuple(self._actors)

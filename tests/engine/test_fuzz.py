@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -392,3 +394,19 @@ def test_what_is_refused(own_engine):
 
     with pytest.raises(ArgumentError):
         own_engine.push(inside).wait()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_has_workers(own_engine):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of every fork with threads
+        out = []
+        with fuzz(1):
+            own_engine.push(lambda: None).wait()
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(60)
+                own_engine.push(lambda: out.append(threading.current_thread().name)).wait(30)
+                os._exit(0 if out[0].startswith("vardag-cpu") else 1)
+            _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
