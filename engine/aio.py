@@ -300,6 +300,8 @@ class Awaiting(Pressure):
                     steps += more
             if isinstance(op.fn, Body):
                 op.fn.memories = memories
+            elif lifecycle.checking is not None:
+                op.fn = lifecycle.checking.resolved(op, fn, (reads, writes, updates), memories, found)
             elif memories:
                 op.fn = lambda: fn(*(memory() for memory in memories))
             return op, found["read"], found["write"], found["update"], steps, keep, False

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from . import lifecycle
 from .aio import Awaiting
 from .claims import Completion, RunContext
 from .errors import ArgumentError, ArgumentTypeError
@@ -210,6 +211,8 @@ class Contract(Awaiting):
         run_ctx = RunContext(ctx, self)
         op = Operation(Kind.USER, lambda: fn(run_ctx), name or getattr(fn, "__name__", ""), priority=priority)
         op.lane = lane_of(ctx, prop)
+        if lifecycle.checking is not None:
+            op.fn = lifecycle.checking.watch(op, lambda: fn(run_ctx), variables=(*const, *mutable))
         return self._push(op, const, (), mutable)
 
     def _push_async(

@@ -93,6 +93,7 @@ class Engine(Contract):
         self._policy = policy(workers)
         self._serial = policy.serial
         self._rank = self._policy.rank
+        self.scheduled = schedule is not None
         if schedule is not None:
             from .testing import Seeded
 
@@ -169,6 +170,8 @@ class Engine(Contract):
             if type(v) is not Variable:
                 self.admit(self._resolved(op, fn, reads, writes, updates))
                 return op
+        if lifecycle.checking is not None and op.kind is Kind.USER:
+            op.fn = lifecycle.checking.watch(op, fn, variables=(*reads, *writes, *updates))
         return self._push(op, reads, writes, updates)
 
     def _push(self, op: Operation, reads: Any, writes: Any, updates: Any) -> Operation:

@@ -162,13 +162,16 @@ def driven(op: Operation, made: Any) -> Generator[Any, Any, Any]:
     while True:
         stack = here_and_now.stack
         depth = len(stack)
-        stack.append(op)
         try:
-            asked = step(value)
+            try:
+                stack.append(op)
+                asked = step(value)
+            finally:
+                del stack[depth:]
         except StopIteration as e:
             return e.value
         finally:
-            del stack[depth:]
+            del stack[depth:]  # once more: an interrupt may have cut the other
         try:
             value = yield asked
             step = made.send

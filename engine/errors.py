@@ -31,6 +31,10 @@ class OperatorError(Error):
     """An operation failed; what it computed does not exist.  ``__cause__`` is the original exception."""
 
 
+class AccessError(Error, RuntimeError):
+    """A function touched what it had not declared: see `vardag.engine.check`."""
+
+
 class EngineTimeout(Error, TimeoutError):
     """A wait reached its ``timeout``; the text is the chain of what blocks what."""
 

@@ -33,8 +33,10 @@ from .tracker import retire
 from .watchdog import watched_by_environment
 
 if TYPE_CHECKING:
+    from .access import Check
     from .core import Engine
     from .counters import Statistics
+    from .schedules import Fuzz
 
 log = logging.getLogger("vardag")
 
@@ -49,6 +51,8 @@ kernel_context_hooks: list[Callable[[], object]] = []
 
 _current: ContextVar[Engine | None] = ContextVar("vardag.engine.current", default=None)
 _default: Engine | None = None
+fuzzing: Fuzz | None = None  # the `fuzz` block that is open: a single store
+checking: Check | None = None  # the innermost `check` block: a single store
 
 
 def register(engine: Engine) -> None:
@@ -58,6 +62,8 @@ def register(engine: Engine) -> None:
             with suppress(ValueError):  # another thread took it off
                 _engines.remove(r)
     _engines.append(weakref.ref(engine))
+    if fuzzing is not None:
+        fuzzing.adopt(engine)
 
 
 def living() -> list[Engine]:
@@ -246,7 +252,10 @@ def _after_fork_in_child() -> None:
     It may have forked inside a section (a handler or a finalizer did): it goes on holding the locks that it held, and
     what it had planned there is out of date.                      [test_engines_together: test_fork_inside_a_section]
     """
+    global fuzzing  # noqa: PLW0603
+    fuzzing = None  # its threads are not here
     for engine in living():
+        engine._fuzz = None
         engine._guard_p[0], engine._guard_t[0] = object(), object()
         if engine._inlining is not None and P._is_owned():
             engine._promote()  # a finalizer inside this thread's own kernel: that goes on in the child too

@@ -76,8 +76,26 @@ def parallel(function: Callable[[Any], object], items: Iterable[Any]) -> None:
     if parent is None or parent.kind is not KERNEL or len(items) < 2 or parent.engine._lane.workers < 2:
         for item in items:
             function(item)
+    elif parent.engine._fuzz is not None:
+        _shuffled(function, parent.engine._fuzz.order(range(len(items))), items)
     else:
         Split(parent, function, items).run()
+
+
+def _shuffled(function: Callable[[Any], object], order: list[int], items: tuple[Any, ...]) -> None:
+    """In this order; but the error is that of the first item whose call fails."""
+    failed: dict[int, BaseException] = {}
+    for i in order:
+        if not failed or i < min(failed):
+            try:
+                function(items[i])
+            except BaseException as e:
+                failed[i] = e
+    if failed:
+        try:
+            raise failed[min(failed)]
+        finally:
+            failed.clear()
 
 
 def idle(engine: Engine) -> int:

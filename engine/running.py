@@ -375,6 +375,8 @@ class Runner(Unseen):
         except BaseException:
             segment.blame(op)
             raise
+        if self._fuzz is not None:
+            pieces = self._fuzz.order(pieces)
         shared = Shared(op, pieces, op.lane, context)
         steps = ((index, claim, token), (setattr, op, "mark", 1), *shared.steps, *after, (setattr, op, "mark", 2))
         try:

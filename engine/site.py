@@ -33,6 +33,11 @@ def _is_ours(filename: str) -> bool:
     return ours
 
 
+def belongs_to_the_package(filename: str) -> bool:
+    """Is it a file of the library's?"""
+    return _files[filename] if filename in _files else _is_ours(filename)
+
+
 def here(depth: int = 1) -> Site | None:
     """The innermost frame outside the package, as (code, offset); `depth` frames are skipped unseen."""
     frame = _getframe(depth)

@@ -81,6 +81,7 @@ class Tracker:
         self.writing = 0
         self._closed = False
         self._parking = False  # at exit: a refused push parks its (daemon) thread instead of raising noisily
+        self._fuzz: Any = None  # who schedules it instead of workers (schedules.py); a single store
         self._started: dict[str, Lane] | None = None  # the dictionary of lanes whose workers have been started
         self._bulk = 64  # operations whose edges one commit draws
         self._rank: Rank = by_priority

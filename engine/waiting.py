@@ -9,8 +9,8 @@ Owns every way of blocking on an operation.  Guarantees:
 - a wait that needs the operation it is made in raises `DeadlockError` at once (only waits on the thread that runs the
   operation can be seen so; others end by ``timeout``);
 - Ctrl-C is heard: nothing sleeps longer than `SLICE` without looking.  Nor does an operation stay without a runner for
-  longer, if somebody waits for it: a runner that is interrupted, even while it deals with an interrupt, gives it back
-  at once, and only after a third exception in a row does the next look of a wait find it.
+  longer, if somebody waits for it: an interrupted runner gives it back at once, and only after a third exception in a
+  row does the next look of a wait find it.
                                       [test_guards: test_an_operation_whose_runner_is_interrupted_again_and_again]
 
 RACE "crossed waits": two operations wait for each other.  Each publishes what it waits for (`blocked`) *before* it
@@ -165,9 +165,7 @@ class Waiting(Workers):
 
     # ================================================================================================ one operation
     def wait_op(self, op: Operation, timeout: float | None = None) -> None:
-        """Wait until `op` is done; raise nothing of what it raised.
-
-        Sync: blocks until `op` is done.
+        """Wait until `op` is done; raise nothing of what it raised.   Sync: blocks until then.
 
         Raises
         ------
@@ -244,6 +242,8 @@ class Waiting(Workers):
         while not target.done:
             worker = self._may_run_all()
             op, told = locked(self._T, self._next_for, target, queue, watched, worker, current)
+            if self._fuzz is not None:
+                op = self._fuzz.pause(self, target, op, end)
             if op is not None and (worker or not self._serial):
                 if worker and deep():
                     self._spare(queue, op)

@@ -32,6 +32,9 @@ class Workers(Runner):
 
     def _start_workers(self) -> None:
         """Takes no lock, since a frame below may hold any, and may be cut or repeated."""
+        if self._fuzz is not None:
+            self._fuzz.pushed(self)
+            return
         lanes = self._lanes
         if self._closed and not self._live and not self._inbox:
             return  # a push that another thread's `stop` has drained

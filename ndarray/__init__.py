@@ -12,6 +12,7 @@ from typing import Any
 from .. import engine as _engine
 from ..engine import ArgumentTypeError
 from . import contrib, image, linalg, random, sparse
+from . import handles as _handles  # noqa: F401 - it registers itself with `engine.check`
 from ._late import nd_face as _nd_face
 from ._mxnet_format import FileFormatError
 from .array import Array

@@ -47,6 +47,7 @@ def test_mypy_reads_every_room() -> None:
     assert settings["modules"] == [
         "vardag",
         "vardag.profiler",
+        "vardag.pytest_plugin",
         "vardag.selftest",
         "vardag.testing",
         "vardag.top",
