@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from sys import _getframe
 from typing import Any
 
 from ..engine import ArgumentError, here
+from ..engine.site import is_ours
 from ..ndarray.array import Array
 from ..ndarray.buffer import Step
 from ..ndarray.line import DETACHED, Line
@@ -250,7 +252,9 @@ class Recorder:
                 saved[found.second] = b if b is kept or behind < 0 or y._raw is b else b.copy()
             if found.output is not None:
                 saved[found.output] = raw
-        node.site = here(FRAMES)
+        frame = _getframe(2)  # the user's, if quick.py's first function has called this: no call for that
+        code = frame.f_code
+        node.site = here(FRAMES) if is_ours(code.co_filename, True) else (code, frame.f_lasti)
         return node
 
     def single(self, op: Operator, x: Array, a: Any, raw: Any) -> Node | None:
@@ -277,7 +281,9 @@ class Recorder:
             saved[found.first] = a if x._raw is a else a.copy()
         if found.output is not None:
             saved[found.output] = raw
-        node.site = here(FRAMES)
+        frame = _getframe(2)  # the user's, if quick.py's first function has called this: no call for that
+        code = frame.f_code
+        node.site = here(FRAMES) if is_ours(code.co_filename, True) else (code, frame.f_lasti)
         return node
 
     # ---- after the push --------------------------------------------------------------------------------------------

@@ -320,7 +320,9 @@ class Profile(Instrument):
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"traceEvents": out, "displayTimeUnit": "ms"}, file)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, *, title: str | None = None) -> Any:
+    def plot(
+        self, path: str | os.PathLike[str] | None = None, *, title: str | None = None, last: float | None = None
+    ) -> Any:
         """Draw the timeline with matplotlib: a row per thread, a bar per operation, arrows for dependencies.
 
         Parameters
@@ -328,8 +330,13 @@ class Profile(Instrument):
         path : path, optional
             Where to save the picture; the figure is returned in any case.
         title : str, optional
+        last : float, optional
+            Draw the last so many seconds only.
         """
         from .timeline import draw
 
         events = self._ran()
+        if last is not None and events:
+            begin = max(e.end or 0.0 for e in events) - last
+            events = [e for e in events if (e.start or 0.0) >= begin]
         return draw(events, self._threads(events), path, title)

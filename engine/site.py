@@ -20,6 +20,7 @@ _ROOMS = ("engine", "ndarray", "operators", "autograd")
 # File name -> "belongs to the package".  Keyed by name and not by code object, so that no code made by exec is pinned.
 # contextlib counts as ours: `with engine.bulk(8):` is the user's line, not contextlib's.
 _files: dict[str, bool] = {contextlib.__file__: True}
+is_ours = _files.get
 
 
 def _is_ours(filename: str) -> bool:

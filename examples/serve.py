@@ -6,6 +6,7 @@ weights, which costs nothing: the copy shares its memory with the weights until 
 
     python examples/serve.py                          # then: curl localhost:8080/status
     python examples/serve.py --requests 2000          # loads itself, prints the latencies, and ends
+    python examples/serve.py --requests 200 --timeline timeline.png       # and draws which operation ran when
 
 POST /predict takes {"image": 64 numbers from 0 to 1} and gives {"digit": ..., "step": ...}: the weights' age in steps.
 """
@@ -17,6 +18,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import aiohttp
@@ -163,6 +165,7 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--requests", type=int, default=0, help="load the server with so many requests, then end")
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--timeline", metavar="PATH", help="draw the last tenth of a second of the load (matplotlib)")
     options = parser.parse_args()
     trainer = Trainer()
     runner = web.AppRunner(make_app(trainer))
@@ -173,7 +176,11 @@ async def main() -> None:
         if not options.requests:
             await asyncio.Event().wait()
         url = f"http://localhost:{options.port}"
-        seconds, answers = await load(url, trainer.images, options.requests, options.clients)
+        watched = vd.engine.profile() if options.timeline else nullcontext()
+        with watched as profile:
+            seconds, answers = await load(url, trainer.images, options.requests, options.clients)
+        if profile is not None:
+            profile.plot(options.timeline, last=0.1)
         right = np.mean([a["digit"] == trainer.labels[i % len(trainer.labels)] for i, a in enumerate(answers)])
         print(report(seconds))
         print(json.dumps({"steps of training meanwhile": trainer.steps, "right answers": round(float(right), 3)}))

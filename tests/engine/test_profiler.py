@@ -57,7 +57,8 @@ def chain(e: Engine, gate: Gate) -> Any:
     v, w = e.new_variable(), e.new_variable()
     e.push(lambda: None, writes=[v], name="first")
     e.push(gate, updates=[v], name="held")
-    e.push(lambda: None, writes=[w], name="beside")
+    gate.wait_entered()
+    e.push(lambda: None, writes=[w], name="beside").wait()
     return e.push(lambda: None, updates=[v], name="last")
 
 
@@ -66,7 +67,6 @@ def test_the_critical_path_is_what_held_up_the_end() -> None:
         gate = Gate()
         with e.profile() as p:
             last = chain(e, gate)
-            gate.wait_entered()
             gate.open()
             last.wait()
             e.waitall()
