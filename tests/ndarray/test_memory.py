@@ -156,8 +156,8 @@ def test_the_gradient_loop_needs_one_temporary(kind: str, inline: bool, record_p
     # The waiting thread helps, so with a worker there are two that run operations.
     runners = 1 if kind == "NaiveEngine" else 2
     bound = runners * (transposed + product) + (2**20 if inline else 0)
-    # It presumes that nobody is kept from running: while a thread that has taken an addition has no processor, the other
-    # goes on with products.  So the best of some loops counts; without the order each one would keep thousands.
+    # It presumes that nobody is kept from running: while a thread that has taken an addition has no processor, the
+    # other goes on with products.  So the best of some loops counts; without the order each would keep thousands.
     for _ in range(5):
         peak = gradient_loop(kind, inline)
         if peak <= bound:
