@@ -274,7 +274,7 @@ def _made(walk: Walk, head_grads: Sequence[Any], wanted: Any) -> Any:
     context = head_grads[0]._place.engine.kernel_context
     try:
         traced = context.copy().run(trace)
-    except Later:
+    except (Later, MemoryError):  # the walk does without, in its own time
         return SEEN
     except Untraceable:
         return NONE

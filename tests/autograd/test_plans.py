@@ -281,3 +281,23 @@ def test_plans_keep_no_engine(ran):
     gc.collect()
     assert len(plans._plans) == 1  # and one plan serves all
     assert sum(ref() is not None for ref in engines) <= 1  # the last may be in a frame of a thread that ends
+
+
+def test_no_memory_while_a_plan_is_made_is_the_walks_to_deal_with(ran, monkeypatch):
+    with Engine(workers=1):
+        (x,) = arrays((3,))
+        x.attach_grad()
+        expected, real, left = (1 - np.tanh(x.asnumpy()) ** 2).tolist(), plans._TracedWalk.run, [1]
+
+        def run(*arguments):
+            if left and left.pop():
+                raise MemoryError
+            return real(*arguments)
+
+        monkeypatch.setattr(plans._TracedWalk, "run", run)
+        for _ in range(4):
+            with autograd.record():
+                y = nd.tanh(x)
+            y.backward()
+            np.testing.assert_allclose(x.grad.asnumpy(), expected, rtol=1e-5)
+        assert ran == [True] * 2  # one turn later

@@ -1106,6 +1106,8 @@ class Stop(Exception):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # it was cut before that
+# An exception thrown into the end of a coroutine that nobody awaits is told by Python, and by nobody else.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_exception_at_every_checkpoint_of_a_loops_thread(no_gc_callbacks, monkeypatch):
     """While it pushes, awaits, begins and ends a coroutine: nothing hangs, and the engine is as it should be."""
     monkeypatch.setattr(mail, "SLICE", 0.05)
