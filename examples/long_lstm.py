@@ -5,12 +5,12 @@ python examples/long_lstm.py --steps 60
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
+from descent import command_line, descend
 
-from vardag import autograd, nd
+from vardag import nd
 
 LENGTH, BATCH, HIDDEN, RATE = 200, 16, 16, 0.005
 LONGEST = 1.0  # the norm beyond which a gradient is shortened, for over so many steps it may explode
@@ -54,28 +54,13 @@ def batch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def run(steps: int, seed: int = 0) -> list[float]:
     """Train; the loss at each step."""
     rng, values = start(seed)
-    weights = [nd.array(w) for w in values]
-    for w in weights:
-        w.attach_grad()
-    losses = []
-    for _ in range(steps):
+
+    def loss(weights: list[Any]) -> Any:
         xs, y = map(nd.array, batch(rng))
-        with autograd.record():
-            loss = loss_of(xs, y, weights)
-        loss.backward()
-        norm = nd.sqrt(nd.add_n(*[nd.sum(w.grad * w.grad) for w in weights]))
-        for w in weights:
-            w -= RATE * w.grad * (LONGEST / nd.maximum(norm, LONGEST))  # noqa: PLW2901
-        losses.append(loss)
-    return [loss.asscalar().item() for loss in losses]
+        return loss_of(xs, y, weights)
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Remember a mark for 200 steps.")
-    parser.add_argument("--steps", type=int, default=60)
-    losses = run(parser.parse_args().steps)
-    print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
+    return descend(values, loss, steps, RATE, LONGEST)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(run, "Remember a mark for 200 steps.", 60)

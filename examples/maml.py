@@ -5,10 +5,10 @@ python examples/maml.py --steps 300
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
+from descent import command_line, descend
 
 from vardag import autograd, nd
 
@@ -48,28 +48,13 @@ def task(rng: np.random.Generator) -> list[np.ndarray]:
 def run(steps: int, seed: int = 0) -> list[float]:
     """Train; at each step the error on new points after adaptation, over some tasks."""
     rng, values = start(seed)
-    weights = [nd.array(w) for w in values]
-    for w in weights:
-        w.attach_grad()
-    losses = []
-    for _ in range(steps):
+
+    def loss(weights: list[Any]) -> Any:
         tasks = [[nd.array(a) for a in task(rng)] for _ in range(TASKS)]
-        with autograd.record():
-            found = [error(other, wanted, adapted(x, y, weights)) for x, y, other, wanted in tasks]
-            loss = nd.add_n(*found) / TASKS
-        loss.backward()
-        for w in weights:
-            w -= OUTER * w.grad  # noqa: PLW2901
-        losses.append(loss)
-    return [loss.asscalar().item() for loss in losses]
+        return nd.add_n(*[error(other, y2, adapted(x, y, weights)) for x, y, other, y2 in tasks]) / TASKS
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn to learn sine waves.")
-    parser.add_argument("--steps", type=int, default=300)
-    losses = run(parser.parse_args().steps)
-    print(f"error after one step: {np.mean(losses[:20]):.3f} at the beginning, {np.mean(losses[-20:]):.3f} at the end")
+    return descend(values, loss, steps, OUTER)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(run, "Learn to learn sine waves.", 300)

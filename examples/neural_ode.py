@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
+from descent import command_line, descend
 
 from vardag import autograd, nd
 
@@ -53,29 +53,15 @@ def batch(rng: np.random.Generator) -> list[np.ndarray]:
 def run(steps: int, seed: int = 0) -> list[float]:
     """Train; the error at each step."""
     rng, values = start(seed)
-    weights = [nd.array(w) for w in values]
-    for w in weights:
-        w.attach_grad()
-    losses = []
-    for _ in range(steps):
+
+    def loss(weights: list[Any]) -> Any:
         x, y = map(nd.array, batch(rng))
-        with autograd.record():
-            for _ in range(STEPS):
-                x = advanced(x, weights)
-            loss = nd.mean(nd.square(x - y))
-        loss.backward()
-        for w in weights:
-            w -= RATE * w.grad  # noqa: PLW2901
-        losses.append(loss)
-    return [loss.asscalar().item() for loss in losses]
+        for _ in range(STEPS):
+            x = advanced(x, weights)
+        return nd.mean(nd.square(x - y))
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn the field of a spiral.")
-    parser.add_argument("--steps", type=int, default=200)
-    losses = run(parser.parse_args().steps)
-    print(f"error {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last")
+    return descend(values, loss, steps, RATE)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(run, "Learn the field of a spiral.", 200)

@@ -8,10 +8,10 @@ The penalty asks that the critic's slope between real and generated points is 1,
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
+from descent import command_line, descend
 
 from vardag import autograd, nd
 
@@ -51,27 +51,13 @@ def batch(rng: np.random.Generator) -> list[np.ndarray]:
 def run(steps: int, seed: int = 0) -> list[float]:
     """Train the critic; its loss at each step."""
     rng, values = start(seed)
-    weights = [nd.array(w) for w in values]
-    for w in weights:
-        w.attach_grad()
-    losses = []
-    for _ in range(steps):
+
+    def loss(weights: list[Any]) -> Any:
         real, made, mix = map(nd.array, batch(rng))
-        with autograd.record():
-            loss = loss_of(real, made, nd.broadcast_to(mix, shape=real.shape), weights)
-        loss.backward()
-        for w in weights:
-            w -= RATE * w.grad  # noqa: PLW2901
-        losses.append(loss)
-    return [loss.asscalar().item() for loss in losses]
+        return loss_of(real, made, nd.broadcast_to(mix, shape=real.shape), weights)
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the critic of a WGAN-GP.")
-    parser.add_argument("--steps", type=int, default=200)
-    losses = run(parser.parse_args().steps)
-    print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
+    return descend(values, loss, steps, RATE)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(run, "Train the critic of a WGAN-GP.", 200)

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from .loading import EXAMPLES, load_example
+
 PYTORCHS = json.loads((Path(__file__).parent / "data" / "torch_examples.json").read_text())["losses"]
 #: steps, and the part of the first losses that the last ones may be
 LEARNS = {"wgan_gp": (60, 0.5), "maml": (60, 0.6), "long_lstm": (30, 0.9), "neural_ode": (40, 0.2)}
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", PYTORCHS)
 def test_losses_are_pytorchs(name: str) -> None:
     expected = PYTORCHS[name]
-    np.testing.assert_allclose(load(name).run(len(expected)), expected, rtol=1e-3)
+    np.testing.assert_allclose(load_example(name).run(len(expected)), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", LEARNS)
 def test_an_example_learns(name: str) -> None:
     steps, part = LEARNS[name]
-    losses = load(name).run(steps)
+    losses = load_example(name).run(steps)
     assert np.mean(losses[-8:]) < part * np.mean(losses[:8])
 
 
 @pytest.mark.parametrize("name", LEARNS)
 def test_an_example_has_a_command_line(name: str) -> None:
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--steps", "2"]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "at the" in done.stdout
     assert done.stderr == ""

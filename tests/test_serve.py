@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,25 +10,17 @@ import pytest
 from vardag import nd
 from vardag.engine import Engine
 
+from .loading import load_example
+
 aiohttp = pytest.importorskip("aiohttp")
 pytest.importorskip("sklearn")
 test_utils = pytest.importorskip("aiohttp.test_utils")
 
-ROOT = Path(__file__).resolve().parent.parent
 REQUESTS, CLIENTS = 600, 32
 
 
-def load_example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("serve_example", ROOT / "examples" / "serve.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["serve_example"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 async def test_no_request_is_lost_while_it_trains() -> None:
-    example = load_example()
+    example = load_example("serve")
     with Engine(workers=2):
         trainer = example.Trainer()
         async with test_utils.TestServer(example.make_app(trainer)) as server:
@@ -57,7 +45,7 @@ async def test_no_request_is_lost_while_it_trains() -> None:
 
 async def test_the_answers_are_those_of_one_set_of_weights() -> None:
     """With the training stopped, the answers are those that the weights give by themselves."""
-    example = load_example()
+    example = load_example("serve")
     with Engine(workers=2):
         trainer = example.Trainer()
         for images, labels in trainer.batches:
@@ -74,7 +62,7 @@ async def test_the_answers_are_those_of_one_set_of_weights() -> None:
 
 @pytest.mark.parametrize("body", ["{}", "no json", '{"image": [1, 2]}', '{"image": "x"}', "[]"])
 async def test_a_bad_request_is_refused(body: str) -> None:
-    example = load_example()
+    example = load_example("serve")
     with Engine(workers=1):
         trainer = example.Trainer()
         trainer.stop = True

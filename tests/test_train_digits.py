@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import subprocess
 import sys
 import tracemalloc
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,8 @@ import pytest
 
 import vardag as vd
 from vardag import nd
+
+from .loading import load_example
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = {
@@ -29,16 +29,7 @@ ENGINES = {
 LEAST_ACCURACY = {"mlp": 0.97, "convnet": 0.98}
 
 
-def load_example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_digits", ROOT / "examples" / "train_digits.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_digits"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-digits = load_example()
+digits = load_example("train_digits")
 MODELS = {"mlp": digits.MLP, "convnet": digits.CONVNET}
 
 
