@@ -131,10 +131,7 @@ class Way:
         """The results by the plan.  None, and nothing done, if there is none, or it does not fit the moment."""
         word = self._word()
         plan = None if word is None else _found.get(word)
-        return None if plan is None else self._run(plan)
-
-    def _run(self, plan: Plan) -> list[Found] | None:
-        return None if plan.work > MOST and not self.wait else _run(plan, self)
+        return None if plan is None else _run(plan, self)
 
     def walked(self, walk: Walk, given: Sequence[Array], part: bool = False) -> dict[Any, list[Any]]:
         """What arrives at each output of the targets, in the order of recording, by a walk that has not begun yet.
@@ -167,7 +164,7 @@ class Way:
             return None
         if word is not None:
             _remember(_found, word, plan, KNOWN)
-        return self._run(plan)
+        return _run(plan, self)
 
     def head(self, looks: Looks, i: int) -> Any:
         """A head gradient's value, None if it is not there or not in C order."""
@@ -184,10 +181,10 @@ class Way:
         for node, index, value in sorted(found, key=_by_number):
             array: Any = value
             if value is not ZERO and not isinstance(value, Array):
-                raw = value if place.device.whole(value) and value.flags.c_contiguous else np.array(value, order="C")
                 array = known.get(id(value))
                 if array is None:
-                    known[id(value)] = array = Array._young(place, raw)
+                    own = place.device.whole(value) and value.flags.c_contiguous
+                    known[id(value)] = array = Array._young(place, value if own else np.array(value, order="C"))
             outputs = len(node.made) if isinstance(node, Node) else 1
             arrived.setdefault(node, [None] * outputs)[index] = array
         return arrived
@@ -221,6 +218,8 @@ def _signature(walk: Walk, head_grads: Sequence[Any], wanted: set[Any]) -> Any:
 
 
 def _run(plan: Plan, way: Way) -> list[Found] | None:
+    if plan.work > MOST and not way.wait:
+        return None
     looks, place = Looks(), way.place
     try:
         saved, nodes, freed = plan.gather(*[node for node, _ in way.entries])

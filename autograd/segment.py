@@ -14,7 +14,7 @@ from ..ndarray.line import Scope, scope, within
 from . import plans
 from .backward import _apart, _head_grads, _result
 from .recorder import Recorder
-from .tape import VIEW, Entry, Node, entries_of, entry_of, refuse_freed
+from .tape import VIEW, Entry, Node, entries_of, entry_of
 from .walk import Walk
 
 
@@ -34,27 +34,16 @@ class Segment(Walk):
         return node.number < self.floor and not (self.ends and isinstance(node, Node) and node.op is VIEW)
 
     def _reachable(self) -> list[Any]:
-        seen: dict[int, Any] = {}
-        todo = [entry[0] for entry in self.entries]
-        while todo:
-            node = todo.pop()
-            if node.number in seen:
-                continue
-            below = self.below(node)
-            if not below or self.ends:
-                seen[node.number] = node
-            if below:
-                self.edges[node] = ()
-                continue
-            edges = node.edges
-            if not self.ends and not self.create:  # recorded gradients ask edges for what they lead to
-                edges = tuple([None if e is None or self.below(e[0]) else e for e in edges])
-            self.edges[node] = edges
-            if isinstance(node, Node):
-                self.saved[node] = node.saved
-            refuse_freed(node)
-            todo += [edge[0] for edge in edges if edge is not None]
-        return [seen[number] for number in sorted(seen)]
+        nodes = super()._reachable()
+        return nodes if self.ends else [node for node in nodes if not self.below(node)]
+
+    def _visit(self, node: Any) -> tuple[Any, ...]:
+        if self.below(node):
+            return ()
+        edges = super()._visit(node)
+        if self.ends or self.create:  # recorded gradients ask edges for what they lead to
+            return edges
+        return tuple([None if e is None or self.below(e[0]) else e for e in edges])
 
 
 def pulled(

@@ -107,8 +107,8 @@ class Form:
 class Structure:
     """See above; compared by identity.
 
-    `depth`: nodes on the longest way down.   `form`: of its nodes, if `Recorder.ufunc` makes them; then `first`,
-    `second` and `output` are the keys under which the inputs and the output are saved, None for what no text names.
+    `depth`: nodes on the longest way down.   `form`: of its nodes, if `Recorder.pair` or `single` makes them; `first`,
+    `second` and `output`: under which keys these keep the inputs and the output, None for what no text names.
     """
 
     __slots__ = ("depth", "first", "form", "keeps", "output", "second")

@@ -71,12 +71,17 @@ class Walk:
             if node.number in seen:
                 continue
             seen[node.number] = node
-            self.edges[node] = edges = node.edges
-            if isinstance(node, Node):
-                self.saved[node] = node.saved
-            refuse_freed(node)
+            self.edges[node] = edges = self._visit(node)
             todo += [edge[0] for edge in edges if edge is not None]
         return [seen[number] for number in sorted(seen)]
+
+    def _visit(self, node: Any) -> tuple[Any, ...]:
+        """The edges that the walk follows; what the node has saved is noted."""
+        edges: tuple[Any, ...] = node.edges
+        if isinstance(node, Node):
+            self.saved[node] = node.saved
+        refuse_freed(node)
+        return edges
 
     def run(self, head_grads: Sequence[Any], wanted: Callable[[Any], bool]) -> None:
         """Push everything that the wanted nodes' cotangents need."""

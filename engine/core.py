@@ -129,7 +129,8 @@ class Engine(Contract):
         fn : callable
             Called with no arguments if only variables are given.  If arrays are among `reads`, `writes`, `updates`,
             it is called with the raw memory of those arrays, in this order.  A `SavedOperator` is pushed as
-        `push_operator` does. reads, writes, updates : iterable of Variable or array
+            `push_operator` does.
+        reads, writes, updates : iterable of Variable or array
             What it only reads, overwrites completely, reads and changes.  May repeat; read and written means updated.
         priority : int
             Higher runs first among the ready ones.

@@ -380,11 +380,6 @@ class Waiting(Workers):
         fresh = list(self._inbox)
         return list(dict.fromkeys([*list(self._live.values()), *fresh]))
 
-    def _busy(self) -> bool:
-        """Is anything pending that is not waiting for a callback of push_async?"""
-        ops = self._pending()
-        return any(o.state is READY or (o.state is RUNNING and not (o.kind is Kind.ASYNC and o.mark == 1)) for o in ops)
-
     # ================================================================================================ explanations
     def explain(self, target: Operation) -> str:
         """What `target` waits for, a line each: state, thread, running time, where it was pushed.

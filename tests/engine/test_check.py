@@ -15,6 +15,8 @@ from vardag import nd
 from vardag.engine import AccessError, Engine, check, current
 from vardag.engine.access import left, sentinel
 
+from .lending import Lent
+
 
 @pytest.fixture(params=["NaiveEngine", "ThreadedEnginePerDevice"], autouse=True)
 def own_engine(request):
@@ -29,19 +31,6 @@ def xyz():
     for i, a in enumerate((x, y, z)):
         a[:] = i + 1
     return x, y, z
-
-
-class Lent:
-    """An array's own memory for NumPy, to be written too."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, *, max_version=None, **_):
-        return self.array.to_dlpack_for_write(max_version=max_version)
-
-    def __dlpack_device__(self):
-        return 1, 0
 
 
 def pushed(fn, **operands):

@@ -16,6 +16,8 @@ from vardag import nd
 from vardag.engine import ArgumentError, DeadlockError, Engine, EngineTimeout, current, fuzz
 from vardag.engine.testing import audit
 
+from .lending import Lent
+
 SEEDS, REPEATS = 200, 20
 
 
@@ -27,19 +29,6 @@ def own_engine():
 
 
 # ---- a user's program: it trains, counts and logs with functions of its own.  `bug` names the one that it has -------
-
-
-class Lent:
-    """An array's own memory for NumPy, to be written too."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, *, max_version=None, **_):
-        return self.array.to_dlpack_for_write(max_version=max_version)
-
-    def __dlpack_device__(self):
-        return 1, 0
 
 
 class Program:
