@@ -31,11 +31,12 @@ from ..operators.schema import Meta, registry, size_of
 from ..operators.texts import arguments, finished, given_by
 from ..operators.tiny import Looks, fails
 from ..operators.tracing import Program, Trace, Traced, Untraceable
+from .groups import groups, variadic
 from .regions import region_of
 from .structure import MOST as DEEPEST
 from .structure import link
 from .tape import VIEW, Leaf, Node
-from .walk import LARGE, ZERO, FunctionNode, Walk, _groups, _variadic
+from .walk import LARGE, ZERO, FunctionNode, Walk
 
 NODES = 4_000  # of a graph that is worth a plan
 MOST = 5e6  # units of work (about a millisecond) that a program may do at once
@@ -397,11 +398,11 @@ class _TracedWalk(Walk):
                 saved[key] = self.given(position, key, kept) if isinstance(kept, VALUES) else kept
             return saved[key]
 
-        for group in _groups(op, tuple(indices)):
+        for group in groups(op, tuple(indices)):
             known = {name: g for name, g in cotangents.items() if name in group.named}
             known.update((name, value(name)) for name in self.saved[node] if name in group.named)
             if op.variadic in group.named:
-                known[op.variadic] = tuple(value((op.variadic, i)) for i in _variadic(node))
+                known[op.variadic] = tuple(value((op.variadic, i)) for i in variadic(node))
             for text, part in group.parts:
                 if text.all_attributes and "seed" in node.attributes:
                     raise Untraceable

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +23,12 @@ from ..ndarray.dtype import FLOAT32, NARROW, is_float
 from ..operators.faces import nd_face, numpy_face
 from ..operators.fusion import FUSE
 from ..operators.launch import watchers
-from ..operators.schema import Operator, Text, size_of, zero
+from ..operators.schema import size_of, zero
 from ..operators.texts import GradientLaunch, arguments, finished, given_by, gradient_operation
 from ..operators.tiny import NOW, Looks
 from . import regions
 from .anomaly import tell
+from .groups import Group, groups, split, variadic
 from .regions import region_of
 from .rows import by_rows, wants
 from .tape import ASSIGN, VIEW, Node, refuse_freed
@@ -148,7 +148,7 @@ class Walk:
                     self._deliver(node, i, gradient)
             return
         op = node.op
-        flat, texts, passing = _sorted(op, tuple(indices))
+        flat, texts, passing = split(op, tuple(indices))
         for i in flat:
             self._deliver(node, i, ZERO)
         if not op.defined and all(a is None or a is ZERO for a in arrived):
@@ -271,12 +271,12 @@ class Walk:
             else:
                 values[key] = kept
         if op.variadic in node.names:
-            values[op.variadic] = [values.pop((op.variadic, i)) for i in _variadic(node)]
+            values[op.variadic] = [values.pop((op.variadic, i)) for i in variadic(node)]
         for name, text in op.definitions.items():
             if name in node.names:
                 inputs = {n: values.get(n) for n in op.inputs}
                 values[name] = text.function(numpy_face, **arguments(text, inputs, node.attributes))
-        for text, part in (part for group in _groups(op, tuple(indices)) for part in group.parts):
+        for text, part in (part for group in groups(op, tuple(indices)) for part in group.parts):
             known = {**values, **self._metadata(node, indices, part)}
             result = text.function(numpy_face, **arguments(text, known, node.attributes))
             for i, gradient in given_by(op, part, result):
@@ -301,7 +301,7 @@ class Walk:
         ):
             self._record(node, indices, cotangents)
             return
-        for group in _groups(node.op, tuple(indices)):
+        for group in groups(node.op, tuple(indices)):
             outs: dict[int, Array] = {}
             if self._at_once(node, group, cotangents, indices):
                 continue
@@ -333,7 +333,7 @@ class Walk:
                 if name in named:
                     values[name] = looks.at(kept)
         if op.variadic in named:
-            values[op.variadic] = [looks.at(self.saved[node][op.variadic, i]) for i in _variadic(node)]
+            values[op.variadic] = [looks.at(self.saved[node][op.variadic, i]) for i in variadic(node)]
         if not looks.ready:
             return False
         parts = [
@@ -392,7 +392,7 @@ class Walk:
                 if name in named:
                     values[name] = resolve(kept)
             if op.variadic in named:
-                values[op.variadic] = [resolve(saved[op.variadic, i]) for i in _variadic(node)]
+                values[op.variadic] = [resolve(saved[op.variadic, i]) for i in variadic(node)]
             launch = GradientLaunch(op, values, node.attributes, parts)  # type: ignore[arg-type]
             writes = [out._chunk.buffer.variable for out in outs.values()]
             return gradient_operation(launch, node.recorded_at), reads, writes, (), [], [], False
@@ -401,51 +401,11 @@ class Walk:
         first._place.engine.admit(plan)
 
 
-class Group(NamedTuple):
-    """Texts that one operation runs, each with the inputs its results belong to; what they name; whether that is
-    metadata too."""
-
-    parts: tuple[tuple[Text, tuple[int | None, ...]], ...]
-    named: frozenset[str]
-    metadata: bool
-
-
-@cache
-def _sorted(op: Operator, indices: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Of these inputs: those whose gradient is zero, those with a text, and of these those whose text is ``g``."""
-    texts = tuple(i for i in indices if isinstance(op.gradient_of(i), Text))
-    passing = tuple(i for i in texts if op.gradient_of(i).passes)  # type: ignore[union-attr]
-    return tuple(i for i in indices if i not in texts), texts, passing
-
-
-@cache
-def _groups(op: Operator, indices: tuple[int, ...]) -> tuple[Group, ...]:
-    joint = [i for i in indices if op.input_name(i) in op.joint_inputs]
-    parts: list[tuple[Text, tuple[int | None, ...]]] = []
-    if joint and op.joint is not None:
-        by_name = {op.input_name(i): i for i in joint}
-        parts.append((op.joint, tuple(by_name.get(name) for name in op.joint_inputs)))
-    for i in indices:
-        text = op.gradient_of(i)
-        if i not in joint and isinstance(text, Text):
-            parts.append((text, (i,)))
-    found = []
-    for group in [[part] for part in parts] if op.costly else [parts]:
-        named = frozenset(name for text, _ in group for name in text.names)
-        own = {*op.inputs, *op.outputs, *op.saves, *op.attributes, "g", *(f"g_{name}" for name in op.outputs)}
-        found.append(Group(tuple(group), named, bool(named - own)))
-    return tuple(found)
-
-
 class FunctionNode(Node):
     """The node of a user's `Function`: its backward is called during the walk."""
 
     __slots__ = ("gradients",)
     gradients: Callable[[list[Any], dict[Any, Any]], Iterable[Any]]
-
-
-def _variadic(node: Node) -> range:
-    return range(len(node.op.inputs), len(node.metas))
 
 
 def reshaped(g: Any, shape: tuple[int, ...]) -> Any:
