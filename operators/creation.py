@@ -6,8 +6,6 @@ import math
 import operator as python_operator
 from typing import Any
 
-import numpy as np
-
 from ..ndarray.dtype import FLOAT32, as_dtype, truncated
 from ..ndarray.shape import as_shape
 from .faces import Rule, attribute_dtype
@@ -116,4 +114,4 @@ def linspace(
     xp: Any, *, start: float, stop: float, num: int, endpoint: bool = True, dtype: Any = None, out: Any
 ) -> None:
     """num numbers from start to stop at equal distances; float32 by default."""
-    out[...] = np.linspace(start, stop, num, endpoint)
+    out[...] = xp.linspace(start, stop, num, endpoint)

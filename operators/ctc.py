@@ -40,7 +40,7 @@ class Lattice:
         self.xp, self.n, self.width = xp, n, 2 * longest + 3
         self.steps = _lengths(xp, data_lengths, n, steps, "data_lengths")
         if label_lengths is None:
-            lengths = xp.logical_and.accumulate(label != padding, axis=1).sum(1)
+            lengths = (xp.cumsum(label == padding, axis=1) == 0).sum(1)
         else:
             lengths = _lengths(xp, label_lengths, n, longest, "label_lengths")
         self.ends = 2 * lengths

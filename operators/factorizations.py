@@ -132,12 +132,12 @@ extractdiag.grad(x=lambda F, g, offset: F.linalg_makediag(g, offset=offset))
 makediag.grad(x=lambda F, g, offset: F.linalg_extractdiag(g, offset=offset))
 
 
-def _places(n: int, offset: int, lower: bool) -> Any:
+def _places(xp: Any, n: int, offset: int, lower: bool) -> Any:
     """The rows and columns of a triangle: below a diagonal under the main one row by row, above one over it column by
     column."""
     if offset < 0 or (offset == 0 and lower):
-        return np.tril_indices(n, offset)
-    return np.tril_indices(n, -offset)[::-1]
+        return xp.tril_indices(n, offset)
+    return xp.tril_indices(n, -offset)[::-1]
 
 
 def _triangle_of(metas: Metas, attributes: Attributes) -> Inferred:
@@ -148,7 +148,7 @@ def _triangle_of(metas: Metas, attributes: Attributes) -> Inferred:
 @operator(
     "linalg_extracttrian", infer=_triangle_of, nd=RULE, widen=False,
     samples=[Sample((3, 3)), Sample((2, 3, 3), lower=False), Sample((4, 4), offset=1), Sample((2, 4, 4), offset=-2)],
-    reference=lambda x, offset=0, lower=True: x[(..., *_places(x.shape[-1], offset, lower))],
+    reference=lambda x, offset=0, lower=True: x[(..., *_places(np, x.shape[-1], offset, lower))],
 )  # fmt: skip
 def extracttrian(xp: Any, x: Any, *, offset: int = 0, lower: bool = True, out: Any) -> None:
     """A triangle of each matrix: (..., n, n) -> (..., m (m + 1) / 2), m = n - |offset|.
@@ -156,7 +156,7 @@ def extracttrian(xp: Any, x: Any, *, offset: int = 0, lower: bool = True, out: A
     That below the diagonal `offset` if it is under the main one, row by row; above it if it is over it, column by
     column; `lower` says which for 0.
     """
-    out[...] = x[(..., *_places(x.shape[-1], offset, lower))]
+    out[...] = x[(..., *_places(xp, x.shape[-1], offset, lower))]
 
 
 def _triangle_into(metas: Metas, attributes: Attributes) -> Inferred:
@@ -171,7 +171,7 @@ def _triangle_into(metas: Metas, attributes: Attributes) -> Inferred:
 def _made_triangle(x: Any, offset: int = 0, lower: bool = True) -> Any:
     n = (math.isqrt(8 * x.shape[-1] + 1) - 1) // 2 + abs(offset)
     made = np.zeros((*x.shape[:-1], n, n), x.dtype)
-    made[(..., *_places(n, offset, lower))] = x
+    made[(..., *_places(np, n, offset, lower))] = x
     return made
 
 
@@ -183,7 +183,7 @@ def _made_triangle(x: Any, offset: int = 0, lower: bool = True) -> Any:
 def maketrian(xp: Any, x: Any, *, offset: int = 0, lower: bool = True, out: Any) -> None:
     """Matrices with such a triangle, zeros elsewhere: what `linalg_extracttrian` undoes."""
     out[...] = 0
-    out[(..., *_places(out.shape[-1], offset, lower))] = x
+    out[(..., *_places(xp, out.shape[-1], offset, lower))] = x
 
 
 extracttrian.grad(x=lambda F, g, offset, lower: F.linalg_maketrian(g, offset=offset, lower=lower))

@@ -177,12 +177,12 @@ def _sample_into(out: Any, data: Any, grid: Any) -> None:
     """`sampled` into memory of the result's shape, channel by channel in one call: quicker for few channels."""
     n, channels, h, w = data.shape
     positions = math.prod(grid.shape[2:])
-    cells = np.zeros((channels, n * h * w + 1), data.dtype)  # the last is outside
+    cells = np.zeros((channels, n * h * w + 1), data.dtype, like=data)  # the last is outside
     cells[:, :-1].reshape(channels, n, h * w)[...] = data.reshape(n, channels, h * w).transpose(1, 0, 2)
-    x, y = np.ascontiguousarray(grid.reshape(n, 2, positions).transpose(1, 0, 2))
-    base = np.arange(n)[:, None] * (h * w)
+    x, y = np.ascontiguousarray(grid.reshape(n, 2, positions).transpose(1, 0, 2), like=grid)
+    base = np.arange(n, like=data)[:, None] * (h * w)
     columns, rows = _corners((x + 1) * ((w - 1) / 2), w), _corners((y + 1) * ((h - 1) / 2), h)
-    total = np.zeros((channels, n, positions), data.dtype)
+    total = np.zeros((channels, n, positions), data.dtype, like=data)
     for (i, by_y, above), (j, by_x, beside) in itertools.product(rows, columns):
         where = i * w
         where += j

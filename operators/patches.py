@@ -45,7 +45,7 @@ def _patches(data: Any, kernel: Any, stride: Any = (), dilate: Any = (), pad: An
     n, channels, *size = data.shape
     padded = np.pad(data, ((0, 0), (0, 0), *((p, p) for p in pad)))
     positions = positions_of(tuple(size), kernel, stride, dilate, pad)
-    found = np.empty((n, channels, *kernel, *positions), data.dtype)
+    found = np.empty((n, channels, *kernel, *positions), data.dtype, like=data)
     for index, offset in _offsets(kernel, dilate):
         found[(slice(None), slice(None), *index)] = padded[window(offset, stride, positions)]
     return found.reshape(n, channels * math.prod(kernel), math.prod(positions))
@@ -86,11 +86,11 @@ def _added(data: Any, output_size: Any, kernel: Any, stride: Any = (), dilate: A
     columns = data.reshape(*shape[:2], *kernel, *positions)
     whole = tuple(n + 2 * p for n, p in zip(size, pad, strict=True))
     if shape[0] > positions[-1]:  # the loops inside NumPy are longer with the samples last
-        columns = np.ascontiguousarray(np.moveaxis(columns, 0, -1))
-        padded = np.moveaxis(np.zeros((shape[1], *whole, shape[0]), data.dtype), -1, 0)
+        columns = np.ascontiguousarray(np.moveaxis(columns, 0, -1), like=data)
+        padded = np.moveaxis(np.zeros((shape[1], *whole, shape[0]), data.dtype, like=data), -1, 0)
         columns = np.moveaxis(columns, -1, 0)
     else:
-        padded = np.zeros((*shape[:2], *whole), data.dtype)
+        padded = np.zeros((*shape[:2], *whole), data.dtype, like=data)
     for index, offset in _offsets(kernel, dilate):
         padded[window(offset, stride, positions)] += columns[(slice(None), slice(None), *index)]
     return padded[interior(pad, size)]

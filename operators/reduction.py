@@ -160,7 +160,7 @@ def _nansum_gradient(F: Any, g: Any, x: Any, axis: Any, keepdims: bool) -> Any:
 
 def _known(ufunc: np.ufunc, neutral: int) -> Callable[..., Any]:
     def steps(x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
-        known = np.empty(x.shape, np.bool_)
+        known = np.empty(x.shape, np.bool_, like=x)
         return (np.equal, x, x, known), (ufunc.reduce, x, axis, None, out, keepdims, neutral, known)
 
     return steps

@@ -51,9 +51,9 @@ def _images(rois: Any, n: int) -> Any:
 
 def _samples_along(first: Any, extent: Any, bins: int, counts: Any, length: int) -> tuple[Any, Any]:
     """(places, weights), (rois, bins, samples, 2), along one axis; -1 is none."""
-    sample = np.arange(max(int(counts.max(initial=1)), 1))
+    sample = np.arange(max(int(counts.max(initial=1)), 1), like=counts)
     width = (extent / bins)[:, None, None]
-    at = first[:, None, None] + (np.arange(bins)[:, None] + (sample + 0.5) / counts[:, None, None]) * width
+    at = first[:, None, None] + (np.arange(bins, like=counts)[:, None] + (sample + 0.5) / counts[:, None, None]) * width
     outside = (at < -1) | (at > length) | (sample >= counts[:, None, None])
     at = at.clip(0, length - 1)
     low = at.astype(np.int64)
@@ -71,7 +71,7 @@ def _aligned(rois: Any, shape: Any, pooled: Any, scale: float, ratio: int, align
     numbers: Any = 1.0
     for first, last, bins, length in ((y1, y2, pooled[0], h), (x1, x2, pooled[1], w)):
         extent = last - first if aligned else (last - first).clip(1)
-        counts = np.full(len(rois), ratio) if ratio > 0 else np.ceil(extent / bins).clip(1).astype(np.int64)
+        counts = np.full(len(rois), ratio, like=rois) if ratio > 0 else np.ceil(extent / bins).clip(1).astype(np.int64)
         numbers = numbers * counts
         along.append(_samples_along(first, extent, bins, counts, length))
     (ys, by_y), (xs, by_x) = along
@@ -214,10 +214,10 @@ def _keys(data: Any) -> Any:
     order = ranks(data)
     if order is None:
         order = np.unique(data, return_inverse=True)[1].reshape(data.shape)
-    keys = np.empty((n, h, w, c), np.int64)
+    keys = np.empty((n, h, w, c), np.int64, like=data)
     keys[...] = order.transpose(0, 2, 3, 1)
     keys <<= 32
-    keys |= (LAST - np.arange(h * w)).reshape(h, w, 1)
+    keys |= (LAST - np.arange(h * w, like=data)).reshape(h, w, 1)
     return keys
 
 
@@ -229,7 +229,7 @@ def _largest(data: Any, images: Any, along: Any) -> Any:
     """
     (top, bottom), (left, right) = along
     levels = [np.frexp(ends - starts)[1] - 1 for starts, ends in along]
-    found = np.full((*top.shape, left.shape[1], data.shape[1]), -1)
+    found = np.full((*top.shape, left.shape[1], data.shape[1]), -1, like=data)
     tall = _keys(data)
     for a in range(int(levels[0].max(initial=0)) + 1):
         if a:
@@ -292,7 +292,7 @@ def roi_pooling(
 
     def block(part: slice) -> None:
         cells = np.moveaxis(_largest(data[used, part], own, along), 3, 1)
-        base = ((images[:, None] * c + np.arange(c)[part]) * (h * w))[:, :, None, None]
+        base = ((images[:, None] * c + np.arange(c, like=images)[part]) * (h * w))[:, :, None, None]
         places[:, part] = np.where(cells < 0, -1, base + cells)
         out[:, part] = np.where(cells < 0, 0, data.take(places[:, part].clip(0)))
 

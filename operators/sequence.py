@@ -50,7 +50,7 @@ def _along(lengths: Any, ndim: int, axis: int) -> Any:
 
 def _inside(shape: tuple[int, ...], lengths: Any, axis: int) -> Any:
     """Which steps belong to the sequences, to be broadcast against data of this shape."""
-    steps = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    steps = np.arange(shape[axis], like=lengths).reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return steps < _along(lengths, len(shape), axis)
 
 
@@ -97,14 +97,15 @@ def _last(metas: Metas, attributes: Attributes) -> Inferred:
     return ((shape[: attributes["axis"]] + shape[attributes["axis"] + 1 :], dtype),), attributes
 
 
-def _ends(steps: int, batch: int, lengths: Any, use: bool, axis: int) -> Any:
+def _ends(x: Any, steps: int, batch: int, lengths: Any, use: bool, axis: int) -> Any:
     """The index of the last step of each sequence in the data."""
-    last = np.clip(lengths.astype(np.int64) - 1, 0, steps - 1) if use else np.full(batch, steps - 1)
-    return (last, np.arange(batch)) if axis == 0 else (np.arange(batch), last)
+    last = np.clip(lengths.astype(np.int64) - 1, 0, steps - 1) if use else np.full(batch, steps - 1, like=x)
+    each = np.arange(batch, like=x)
+    return (last, each) if axis == 0 else (each, last)
 
 
 def _last_of(data: Any, lengths: Any = None, use_sequence_length: bool = False, axis: int = 0) -> Any:
-    return data[_ends(data.shape[axis], data.shape[1 - axis], lengths, use_sequence_length, axis)]
+    return data[_ends(data, data.shape[axis], data.shape[1 - axis], lengths, use_sequence_length, axis)]
 
 
 @operator(
@@ -129,8 +130,8 @@ def _placed(metas: Metas, attributes: Attributes) -> Inferred:
 
 
 def _placed_at(x: Any, lengths: Any = None, *, steps: int, use_sequence_length: bool = False, axis: int = 0) -> Any:
-    made = np.zeros((*x.shape[:axis], steps, *x.shape[axis:]), x.dtype)
-    made[_ends(steps, len(x), lengths, use_sequence_length, axis)] = x
+    made = np.zeros((*x.shape[:axis], steps, *x.shape[axis:]), x.dtype, like=x)
+    made[_ends(x, steps, len(x), lengths, use_sequence_length, axis)] = x
     return made
 
 
@@ -168,9 +169,9 @@ def _reversible(metas: Metas, attributes: Attributes) -> Inferred:
 def _reversed(data: Any, lengths: Any = None, use_sequence_length: bool = False, axis: int = 0) -> Any:
     if not use_sequence_length:
         return data[::-1]
-    steps = np.arange(len(data))[:, None]
+    steps = np.arange(len(data), like=data)[:, None]
     lengths = lengths.astype(np.int64)
-    return data[np.where(steps < lengths, lengths - 1 - steps, steps), np.arange(data.shape[1])]
+    return data[np.where(steps < lengths, lengths - 1 - steps, steps), np.arange(data.shape[1], like=data)]
 
 
 @operator(

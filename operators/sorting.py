@@ -71,7 +71,7 @@ def _order(xp: Any, x: Any, axis: int | None, ascending: bool, k: int | None = N
         keys = empty(np, x.shape, INT64)
         (np.positive if ascending else np.invert)(upper, keys)
         keys <<= 32
-        keys |= np.arange(x.shape[axis]).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        keys |= np.arange(x.shape[axis], like=x).reshape(-1, *(1,) * (x.ndim - axis - 1))
         if k is not None and 0 < k < x.shape[axis] // 2:
             keys.partition(k - 1, axis)
             keys = keys[first]

@@ -200,13 +200,16 @@ class Walk:
         if name not in NAMES:
             self.found.add(f"{where}: {name} is not in CuPy")
             return
-        if short in HOST_ONLY and not device and call is not None:
+        like = call is not None and any(k.arg == "like" for k in call.keywords)  # NumPy gives it to the array's library
+        if short in HOST_ONLY and not (device or like) and call is not None:
             self.found.add(f"{where}: {name} makes an array of the host")
         has = NAMES[name]
         if call is None or has is None or has == "value":
             return
         for keyword in call.keywords:
             known = UFUNC_KEYWORDS if has == "ufunc" else has
+            if keyword.arg == "like" and not device:
+                continue
             if keyword.arg and keyword.arg not in known and "**kwargs" not in known:
                 self.found.add(f"{where}: {name}({keyword.arg}=) is not in CuPy")
         if has != "ufunc" and not any(p.startswith("*") for p in has) and len(call.args) > len(has):
