@@ -185,7 +185,7 @@ def _suppress(xp: Any, places: Any, alive: Any, classes: Any, most: float) -> No
     """Clear what overlaps a box before it that is alive.  places: corners, (n, boxes, 4), by falling score."""
     x1, y1, x2, y2 = (xp.ascontiguousarray(places[..., k]) for k in range(4))
     areas = (x2 - x1).clip(0) * (y2 - y1).clip(0)
-    for i in range(int(alive.sum(1).max(initial=0))):
+    for i in range(int(alive.sum(1).max()) if alive.size else 0):
         one, rest = slice(i, i + 1), slice(i + 1, None)
         if not alive[:, i].any():
             continue

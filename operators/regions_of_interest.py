@@ -51,7 +51,7 @@ def _images(rois: Any, n: int) -> Any:
 
 def _samples_along(first: Any, extent: Any, bins: int, counts: Any, length: int) -> tuple[Any, Any]:
     """(places, weights), (rois, bins, samples, 2), along one axis; -1 is none."""
-    sample = np.arange(max(int(counts.max(initial=1)), 1), like=counts)
+    sample = np.arange(max(int(counts.max()), 1) if counts.size else 1, like=counts)
     width = (extent / bins)[:, None, None]
     at = first[:, None, None] + (np.arange(bins, like=counts)[:, None] + (sample + 0.5) / counts[:, None, None]) * width
     outside = (at < -1) | (at > length) | (sample >= counts[:, None, None])
@@ -231,12 +231,12 @@ def _largest(data: Any, images: Any, along: Any) -> Any:
     levels = [np.frexp(ends - starts)[1] - 1 for starts, ends in along]
     found = np.full((*top.shape, left.shape[1], data.shape[1]), -1, like=data)
     tall = _keys(data)
-    for a in range(int(levels[0].max(initial=0)) + 1):
+    for a in range(max(int(levels[0].max()), 0) + 1 if levels[0].size else 1):
         if a:
             half = 1 << (a - 1)
             tall = np.maximum(tall[:, :-half], tall[:, half:])
         wide = tall
-        for b in range(int(levels[1].max(initial=0)) + 1):
+        for b in range(max(int(levels[1].max()), 0) + 1 if levels[1].size else 1):
             if b:
                 half = 1 << (b - 1)
                 wide = np.maximum(wide[:, :, :-half], wide[:, :, half:])

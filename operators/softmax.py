@@ -167,7 +167,8 @@ def softmax_of_length(
     position = xp.arange(x.shape[axis]).reshape((-1,) + (1,) * (x.ndim - axis - 1))
     inside = position < xp.expand_dims(length, axis)
     scaled = xp.where(inside, x / temperature, -np.inf)
-    largest = scaled.max(axis, keepdims=True, initial=xp.finfo(scaled.dtype).min)
+    lowest = xp.finfo(scaled.dtype).min
+    largest = xp.maximum(scaled.max(axis, keepdims=True), lowest) if scaled.size else lowest
     xp.exp(scaled - largest, out)
     xp.divide(out, xp.maximum(out.sum(axis, keepdims=True), xp.finfo(out.dtype).tiny), out)
 

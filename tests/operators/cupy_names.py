@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,14 @@ def _parameters(value: Any) -> list[str] | None:
         return None
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     return [stars.get(p.kind, "") + p.name for p in signature.parameters.values()]
+
+
+def _method(value: Any) -> Any:
+    """The same of a method of an array, which says it in the first line of its docstring only."""
+    if not callable(value):
+        return "value"
+    said = re.match(r"\w+\.\w+\(self(?:, )?(.*?)\)(?: ->|$)", (value.__doc__ or "").split("\n")[0])
+    return None if said is None else [p.split("=")[0].split()[-1] for p in said[1].split(", ") if p]
 
 
 def snapshot() -> dict[str, Any]:
@@ -53,7 +62,7 @@ def snapshot() -> dict[str, Any]:
     look("numpy.fft.", cupy.fft)
     look("numpy.lib.stride_tricks.", cupy.lib.stride_tricks)
     look("scipy.special.", special)
-    found.update((f"ndarray.{name}", "value") for name in dir(cupy.ndarray) if not name.startswith("_"))
+    found.update((f"ndarray.{n}", _method(getattr(cupy.ndarray, n))) for n in dir(cupy.ndarray) if n[0] != "_")
     generator = (name for name in dir(cupy.random.Generator) if not name.startswith("_"))
     found.update((f"Generator.{name}", "value") for name in generator)
     return dict(sorted(found.items()))

@@ -39,6 +39,8 @@ HOST_ONLY = {
     "array", "asarray", "ascontiguousarray", "arange", "empty", "zeros", "ones", "full", "eye", "linspace", "indices",
     "tril_indices", "triu_indices", "fromiter", "frombuffer",
 }  # fmt: skip
+#: methods of buffers and parameters that are called like an array's
+AMBIGUOUS = {"ndarray.view", "ndarray.copy"}
 #: names of NumPy that are not arrays' business: dtypes, classes of scalars, constants
 NEUTRAL = (type, np.dtype, float, int, type(None), type(np.newaxis))
 
@@ -164,6 +166,9 @@ class Walk:
                     and f"ndarray.{n.attr}" not in NAMES
                 ):
                     self.found.add(f"{where}: arrays have no .{n.attr}")
+                elif base is ... and id(n) in calls and f"ndarray.{n.attr}" in NAMES:
+                    if not (isinstance(n.value, ast.Name) and n.value.id == "F"):  # operators; their own kernels count
+                        self._arguments(f"ndarray.{n.attr}", calls[id(n)], where)
                 elif base is ... and id(n) in calls and hasattr(np.random.Generator, n.attr):
                     if f"Generator.{n.attr}" not in NAMES and f"ndarray.{n.attr}" not in NAMES:
                         self.found.add(f"{where}: a generator of CuPy has no .{n.attr}")
@@ -173,6 +178,15 @@ class Walk:
                 self._reference(resolve(n), None, where)
             elif isinstance(n, ast.Call):
                 self._reference(resolve(n.func), n, where)
+
+    def _arguments(self, name: str, call: ast.Call, where: str) -> None:
+        has = NAMES[name]
+        if isinstance(has, list) and name not in AMBIGUOUS:
+            self.found.update(
+                f"{where}: {name}({k.arg}=) is not in CuPy" for k in call.keywords if k.arg and k.arg not in has
+            )
+            if not any(p.startswith("*") for p in has) and len(call.args) > len(has):
+                self.found.add(f"{where}: {name} takes {len(has)} arguments")
 
     def _method(self, ufunc: str, method: str, where: str) -> None:
         if method in UFUNC_METHODS:

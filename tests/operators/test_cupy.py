@@ -95,6 +95,10 @@ def _of_arrays(xp: Any, x: Any, *, out: Any) -> None:
     out[...] = x.reshape(-1).getfield(x.dtype)
 
 
+def _keyword_of_arrays(xp: Any, x: Any, *, out: Any) -> None:
+    out[...] = x.max(initial=1)
+
+
 def _too_many(xp: Any, x: Any, *, out: Any) -> None:
     out[...] = xp.triu(x, 0, 1)
 
@@ -115,7 +119,8 @@ _TABLE = {"spacing": _not_there}
     [
         (_not_there, "numpy.spacing is not"), (_keyword, "argsort(stable=)"), (_keyword_of_a_ufunc, "add(order=)"),
         (_step, "numpy.spacing is not"), (_method, "maximum.reduce"), (_of_a_method, "add.reduce(initial=)"),
-        (_of_arrays, ".getfield"), (_too_many, "triu takes 2"), (_called, "numpy.spacing is not"),
+        (_of_arrays, ".getfield"), (_keyword_of_arrays, "max(initial=)"),
+        (_too_many, "triu takes 2"), (_called, "numpy.spacing is not"),
         (_table, "numpy.spacing is not"),
     ],
 )  # fmt: skip
