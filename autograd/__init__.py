@@ -22,6 +22,7 @@ from .scope import (
     train_mode,
 )
 from .tape import GraphError
+from .transfer import across
 from .transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "GradientMismatch",
     "Graph",
     "GraphError",
+    "across",
     "attach_grad",
     "backward",
     "check",

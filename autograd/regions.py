@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Kind, Operation
 from ..ndarray.array import Array
-from ..ndarray.buffer import CHEAP, Admission, Buffer
+from ..ndarray.buffer import Admission, Buffer, steps_operation
 from ..ndarray.shape import c_strides
 
 Region = tuple[Any, Any, int]  # shape, strides, offset: a view of a C-ordered array
@@ -36,7 +35,9 @@ def _push(name: str, target: Buffer, source: Buffer | None, made: Buffer | None,
 
     def plan() -> Admission:
         nbytes = 0 if made is None else made.nbytes
-        op = Operation(Kind.ATOMIC, prepare, f"backward of {name}", cheap=size <= CHEAP, nbytes=nbytes)
+        used = (target,) if source is None else (target, source)
+        changed = (target,) if made is None else (target, made)
+        op = steps_operation(f"backward of {name}", prepare, used, changed, size, nbytes=nbytes)
         return op, reads, writes, (target.variable,), [], [], False
 
     target.engine.admit(plan)

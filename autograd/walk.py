@@ -325,7 +325,11 @@ class Walk:
         """Small gradients of what is ready, on this thread: see operators/tiny.py."""
         op = node.op
         place = next(iter(cotangents.values()))._place
-        if not place.engine.calm() or (1 if op.costly else 4) * op.work(node.metas, node.made, node.attributes) > NOW:
+        if (
+            place.queued
+            or not place.engine.calm()
+            or (1 if op.costly else 4) * op.work(node.metas, node.made, node.attributes) > NOW
+        ):
             return False
         named, looks, values = group.named, Looks(), {}
         for known in (cotangents, self.saved[node]):

@@ -20,19 +20,20 @@ from ..engine import ArgumentError, ArgumentTypeError, Pending, Variable
 from ._late import autograd, indexing, numpy_face
 from .buffer import Admission, Buffer, Chunk, Saved, Writing, share
 from .context import Context, as_context
+from .copies import Copies
 from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index, is_whole, refusal
-from .interchange import Interchange
 from .line import DETACHED, READ_ONLY, Line, line_of, scope
 from .memory import KEPT, SMALL, follow
 from .reading import describe
 from .shape import Shape, Strides, as_shape, c_strides, contiguous, extent, literal_shape
+from .transfer import upload
 
 A = TypeVar("A", bound="Array")
 
 
-class Array(Interchange):
+class Array(Copies):
     """An asynchronous array: shape and dtype now, bytes when they are needed.
 
     Make one with `vardag.nd.array`, `zeros`, ... or with an operator.  Python's operators follow NumPy's rules.
@@ -81,6 +82,10 @@ class Array(Interchange):
     @classmethod
     def _young(cls, place: Place, raw: RawArray) -> Self:
         """An array whose value is `raw`: C-ordered, and nobody else's from now on."""
+        if place.queued:
+            new = cls._fresh(place, raw.shape, raw.dtype)
+            upload(place, raw, new)
+            return new
         new = object.__new__(cls)
         new._raw, new._place, new._shape = raw, place, raw.shape
         new._strides, new._offset = None, 0
@@ -287,6 +292,10 @@ class Array(Interchange):
         is a NumPy view of the bytes, read-only in mode "read", for when the operation runs; `first` is an admission to
         be committed before (a copy-on-write), or None.
         """
+        if self._chunk.place.queued:
+            raise ArgumentError(
+                f"[push] {describe(self)} on {self.context}: functions get memory of the host; .as_in_context(cpu())"
+            )
         buffer, geometry = self._chunk.buffer, (self._shape, self._strides, self._offset)
         steps: list[Any] = []
         if mode != "read":
@@ -306,39 +315,6 @@ class Array(Interchange):
             return raw
 
         return buffer.variable, mode, memory, steps, None
-
-    # ---- copies ----------------------------------------------------------------------------------------------------
-
-    def copy(self) -> Self:
-        """A copy; the bytes are shared until one of the two is written.  Never blocks.   Gradient: g."""
-        return self._ops.copy(self)  # type: ignore[no-any-return]
-
-    def astype(self, dtype: Any, copy: bool = True) -> Self:
-        """A copy with another dtype, by C's conversion (self, if the dtype is this one and `copy` is false)."""
-        dtype = as_dtype(dtype)
-        if dtype == self._dtype:
-            return self.copy() if copy else self
-        return self._ops.cast(self, dtype=dtype)  # type: ignore[no-any-return]
-
-    def copyto(self, other: Array | Context) -> Any:
-        """Copy into another array (its shape; cast to its dtype), or to a new array on a context.  Never blocks."""
-        if isinstance(other, Context):
-            return self._ops.copy(self, ctx=other)
-        if hasattr(other, "tostype") and not isinstance(other, Array):
-            other[:] = self
-            return other
-        if not isinstance(other, Array):
-            raise ArgumentTypeError(f"[copyto] {other!r}: an array or a Context expected")
-        if other is self:
-            raise ArgumentError(f"[copyto] {describe(self)}: cannot copy an array onto itself")
-        self._ops.assign(self, out=other)
-        return other
-
-    def as_in_context(self, context: Context) -> Self:
-        """The array on that context: itself if it is there, else a copy."""
-        return self if context == self.context else self.copyto(context)
-
-    as_in_ctx = to_device = as_in_context
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self.asnumpy(), self.context.device_type, self.context.device_id)

@@ -37,6 +37,7 @@ from .dtype import DType
 from .line import Line
 from .memory import SMALL, follow
 from .shape import Shape, Strides, extent
+from .streams import Remote
 
 Step = tuple[Any, ...]
 Admission = tuple[
@@ -51,8 +52,21 @@ class Buffer:
     """
 
     __slots__ = (
-        "__weakref__", "crowd", "device", "dtype", "engine", "held", "holders", "pinned", "raw", "sealed", "shape",
-        "size", "uncounted", "variable",
+        "__weakref__",
+        "crowd",
+        "device",
+        "dtype",
+        "engine",
+        "held",
+        "holders",
+        "pinned",
+        "raw",
+        "remote",
+        "sealed",
+        "shape",
+        "size",
+        "uncounted",
+        "variable",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, shape: Shape, dtype: DType, device: Device, raw: RawArray | None = None) -> None:
@@ -64,6 +78,8 @@ class Buffer:
         self.dtype = dtype
         self.device = device
         self.raw = raw
+        #: its memory on a device with streams, whose `raw` is None (streams.py)
+        self.remote: Remote | None = None
         self.holders: list[ref[Holder]] = []
         #: no holder, living or dead, needs an element outside of this range
         self.held = (0, 0)
@@ -84,6 +100,9 @@ class Buffer:
         """The memory, taken now if no operation has taken it yet.  Called by operations that have started."""
         raw = self.raw
         if raw is None:
+            device: Any = self.device
+            if device.queued:
+                return device.remote(self).raw  # type: ignore[no-any-return]
             raw = self.raw = self.device.empty(self.shape, self.dtype)
             follow(raw)
         return raw
@@ -98,11 +117,17 @@ class Buffer:
                 return raw.reshape(shape)
         itemsize = self.dtype.itemsize
         steps = None if strides is None else tuple(s * itemsize for s in strides)
+        device: Any = self.device
+        if device.queued:
+            return device.view(raw, shape, steps, offset * itemsize)  # type: ignore[no-any-return]
         return np.ndarray(shape, self.dtype, raw, offset * itemsize, steps)
 
     def adopt(self, raw: RawArray) -> None:
         """Take `raw`, which nobody else refers to, as the memory, or copy it if it is a view or of another order."""
-        if self.raw is None and self.device.whole(raw) and raw.flags.c_contiguous and raw.dtype == self.dtype:
+        device: Any = self.device
+        if device.queued:
+            device.adopt(self, raw)
+        elif self.raw is None and self.device.whole(raw) and raw.flags.c_contiguous and raw.dtype == self.dtype:
             self.raw = raw if raw.shape == self.shape else raw.reshape(self.shape)
             follow(raw)
         else:
@@ -254,9 +279,24 @@ def _copy(holder: Holder) -> Admission:
         source = old.view((high - low,), None, low)
         return ((operator.setitem, new.view((high - low,)), ..., source),)
 
-    op = Operation(Kind.ATOMIC, prepare, "copy-on-write", cheap=high - low <= CHEAP, nbytes=new.nbytes)
+    op = steps_operation("copy-on-write", prepare, (old,), (new,), high - low, nbytes=new.nbytes)
     steps = [*holder.move_to(new, low), *count("copies")]
     return op, (old.variable,), (new.variable,), (), steps, [old], True
+
+
+def steps_operation(
+    name: str, prepare: Any, reads: Sequence[Buffer], writes: Sequence[Buffer], size: int, *, nbytes: int = 0
+) -> Operation:
+    """The operation of a few C calls on so many elements of these buffers, where the buffers are."""
+    device: Any = writes[0].device
+    if device.queued:
+
+        def function() -> None:
+            for step in prepare():
+                step[0](*step[1:])
+
+        return device.operation(name, function, reads, writes, nbytes=nbytes)  # type: ignore[no-any-return]
+    return Operation(Kind.ATOMIC, prepare, name, cheap=size <= CHEAP, nbytes=nbytes)
 
 
 def _delays(buffer: Buffer) -> bool:
@@ -335,7 +375,7 @@ def weigh(made: Iterable[Buffer], used: Iterable[Buffer], carried: int = 0) -> t
     nbytes = 0
     steps: list[Step] = []
     for buffer in made:
-        if buffer.raw is None and buffer.variable.writer is None:
+        if buffer.raw is None and buffer.remote is None and buffer.variable.writer is None:
             nbytes += buffer.nbytes
     for buffer in dict.fromkeys(used):
         if buffer.uncounted:

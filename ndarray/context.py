@@ -6,12 +6,13 @@ are different contexts over one memory, so their arrays may meet in one operator
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar, Token
 from typing import ClassVar
 
 from ..engine import ArgumentError
 
-DEVICE_TYPES = {"cpu": 1, "gpu": 2, "cpu_pinned": 3}
+DEVICE_TYPES = {"cpu": 1, "gpu": 2, "cpu_pinned": 3, "simulated": 64}
 
 
 class Context:
@@ -20,7 +21,7 @@ class Context:
     Parameters
     ----------
     device_type : str or Context
-        "cpu", "gpu" or "cpu_pinned".
+        "cpu", "gpu", "cpu_pinned", or "simulated": a device for tests (see _simulated.py).
     device_id : int
         Number of the device, 0 or more.
 
@@ -96,11 +97,26 @@ def gpu(device_id: int = 0) -> Context:
 
 
 CPU_0 = Context("cpu", 0)
-_current: ContextVar[Context] = ContextVar("vardag_context", default=CPU_0)
+
+
+def _of_the_environment() -> Context:
+    """The default context: VARDAG_DEFAULT_CONTEXT, such as ``gpu(0)``, else ``cpu(0)``."""
+    text = os.environ.get("VARDAG_DEFAULT_CONTEXT", "")
+    name, _, number = text.removesuffix(")").partition("(")
+    if not text:
+        return CPU_0
+    if not number.isdigit():
+        raise ArgumentError(f"[Context] VARDAG_DEFAULT_CONTEXT={text!r}: a context such as gpu(0) expected")
+    return Context(name, int(number))
+
+
+DEFAULT = _of_the_environment()
+_current: ContextVar[Context] = ContextVar("vardag_context", default=DEFAULT)
 
 
 def current_context() -> Context:
-    """The context that arrays are made on when none is given: the innermost ``with`` block's, else ``cpu(0)``."""
+    """The context that arrays are made on when none is given: the innermost ``with`` block's, else the environment's
+    VARDAG_DEFAULT_CONTEXT, else ``cpu(0)``."""
     return _current.get()
 
 

@@ -7,6 +7,7 @@ thread alike, so that a result or a warning never depends on who ran the operati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from types import ModuleType
 from typing import Any, Protocol
@@ -14,9 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import threadpoolctl  # type: ignore[import-untyped]
 
-from ..engine import ArgumentError, Engine
+from ..engine import ArgumentError, Engine, low_memory_hooks
 from .context import Context
 from .pool import memory_pool, pooled
+from .streams import Accelerator
 
 RawArray = np.ndarray[Any, Any]
 
@@ -28,6 +30,10 @@ class Device(Protocol):
 
     name: str
     xp: ModuleType
+    #: the class of its raw arrays
+    raw: type[Any]
+    #: whether it has streams: then it is a `streams.Accelerator`, and operations on it are its own
+    queued: bool
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray:
         """A raw array with arbitrary contents."""
@@ -37,12 +43,18 @@ class Device(Protocol):
         """Whether it is an array with all of its memory, not a view of another."""
         ...
 
+    def view(self, raw: RawArray, shape: tuple[int, ...], strides: tuple[int, ...] | None, offset: int) -> RawArray:
+        """Another geometry over the same memory; strides and offset in bytes."""
+        ...
+
 
 class CPU:
     """The host's memory, computed on by NumPy."""
 
     name = "cpu"
     xp: ModuleType = np
+    raw: type[Any] = np.ndarray
+    queued = False
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray:
         if prod(shape) < memory_pool.few:
@@ -51,6 +63,9 @@ class CPU:
 
     def whole(self, raw: RawArray) -> bool:
         return raw.base is None or pooled(raw)
+
+    def view(self, raw: RawArray, shape: tuple[int, ...], strides: tuple[int, ...] | None, offset: int) -> RawArray:
+        return np.ndarray(shape, raw.dtype, raw, offset, strides)
 
 
 HOST = CPU()
@@ -62,22 +77,53 @@ def device_of(ctx: Context) -> Device:
     Raises
     ------
     ArgumentError
-        For a GPU context: this build of the library has no GPU device yet.
+        For a GPU context, if CuPy or that GPU is missing.
     """
-    if ctx.device_type != "gpu":
+    if ctx.device_type not in FACTORIES:
         return HOST
-    raise ArgumentError(f"[Context] {ctx}: no such device; this version computes on CPU contexts only")
+    found: Device | None = _devices.get(ctx)
+    if found is None:
+        found = _devices.setdefault(ctx, FACTORIES[ctx.device_type](ctx.device_id))  # two threads agree on one
+    return found
+
+
+def _gpu(number: int) -> Device:
+    from ._cupy import CuPyDriver, missing
+
+    reason = missing(number)
+    if reason:
+        raise ArgumentError(f"[Context] gpu({number}): {reason}")
+    return Accelerator(f"gpu({number})", CuPyDriver(number))
+
+
+def _simulated(number: int) -> Device:
+    from ._simulated import SimulatedDriver
+
+    return Accelerator(f"simulated({number})", SimulatedDriver(number))
+
+
+FACTORIES: dict[str, Callable[[int], Any]] = {"gpu": _gpu, "simulated": _simulated}
+_devices: dict[Context, Any] = {}
+
+
+def release() -> int:
+    """Give back what devices keep for later; the bytes."""
+    return sum(device.release() for device in tuple(_devices.values()))
+
+
+low_memory_hooks.append(release)
 
 
 class Place:
     """Where arrays are: an engine, a context and the device behind it.  One object for each, so `is` compares them."""
 
-    __slots__ = ("context", "device", "engine")
+    __slots__ = ("context", "device", "engine", "queued")
 
     def __init__(self, engine: Engine, context: Context) -> None:
         self.engine = engine
         self.context = context
         self.device = device_of(context)
+        self.queued = self.device.queued
 
 
 def place_of(engine: Engine, context: Context) -> Place:
@@ -95,8 +141,10 @@ def place_of(engine: Engine, context: Context) -> Place:
 
 
 def num_gpus() -> int:
-    """How many GPU devices arrays can be made on."""
-    return 0
+    """How many GPU devices arrays can be made on: 0 without CuPy or without a GPU."""
+    from ._cupy import count
+
+    return count()
 
 
 def kernel_state() -> None:

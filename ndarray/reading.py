@@ -11,11 +11,13 @@ import numpy as np
 
 from ..engine import OK, ArgumentError, ArgumentTypeError, Operation
 from .buffer import Admission, Chunk, Lease, hold
+from .context import CPU_0
 from .device import RawArray
 from .dtype import DType
 from .memory import SMALL
 from .pool import memory_pool
 from .shape import Shape, Strides
+from .transfer import across
 
 AT_ONCE = 2**18  # bytes that an event loop's thread copies itself
 
@@ -38,6 +40,9 @@ class Reading:
     def _hold(self) -> tuple[Lease, Operation | None]:
         """The bytes as of now, which stay where they are, and the operation to wait for."""
         chunk = self._chunk
+        if chunk.place.queued:
+            there: Any = across(self.detach(), CPU_0)  # type: ignore[attr-defined]
+            return there._hold()  # type: ignore[no-any-return]
         saved = Lease(chunk, chunk.buffer, self._shape, self._strides, self._offset)
         found: list[Operation | None] = []
 
@@ -62,6 +67,9 @@ class Reading:
         Sync: blocks.   Raises: the error that poisoned the value, at every call; EngineTimeout after `timeout` seconds.
         """
         if self._raw is not None:
+            return
+        if self._chunk.place.queued:
+            self._arrival().wait(timeout)
             return
         writer = self._chunk.buffer.variable.writer  # one moment: no other thread comes in between these reads
         if writer is not None:
@@ -90,7 +98,22 @@ class Reading:
 
     def _writers(self) -> Sequence[Operation | None]:
         """What the value as of this call waits for."""
+        if self._raw is None and self._chunk.place.queued:
+            return (self._arrival(),)
         return () if self._raw is not None else (self._chunk.buffer.variable.writer,)
+
+    def _arrival(self) -> Operation:
+        """An operation that is done when the value as of this call is on its device (streams.py)."""
+        chunk, found = self._chunk, list[Operation]()
+        device: Any = chunk.place.device
+
+        def plan() -> Admission:
+            buffer = chunk.buffer
+            found[:] = [device.arrival(buffer)]
+            return found[0], (buffer.variable,), (), (), [], [], False
+
+        chunk.place.engine.admit(plan)
+        return found[0]
 
     def asnumpy_async(self) -> Coroutine[Any, Any, RawArray]:
         """As `asnumpy`, to be awaited: ``await x.asnumpy_async()``.  The value is the one as of this call.
@@ -104,6 +127,8 @@ class Reading:
         >>> asyncio.run(main())
         [0. 1. 2.]
         """
+        if self._raw is None and self._chunk.place.queued:
+            return across(self.detach(), CPU_0).asnumpy_async()  # type: ignore[attr-defined, no-any-return]
         count = math.prod(self._shape)
         if count * self._dtype.itemsize <= AT_ONCE:
             saved, writer = self._hold()

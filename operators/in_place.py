@@ -42,7 +42,7 @@ def update(op: Operator, attributes: Attributes, inputs: Sequence[Any], out: Arr
         steps: list[Any] = []
         chunks: set[Any] = set()
         target: Any = None
-        if not place.engine.calm():
+        if place.queued or not place.engine.calm():
             return NOTHING
         for i, x in enumerate(inputs):
             if not isinstance(x, Array):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Operation
 from ..engine.parallel import parallel
 from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import RawArray
@@ -95,6 +96,7 @@ class Launch:
         result = self.results[0]
         return (
             result is not None
+            and self.xp is np
             and self.op.elementwise
             and not self.op.random
             and not self.through
@@ -109,6 +111,20 @@ class Launch:
             do(self._steps(arrays, raws))
         else:
             parallel(lambda tile: do(self._steps(*tile)), divided)
+
+    def operation(self, device: Any, words: Any) -> Operation:
+        """The operation on a device with streams."""
+        reads = [o[0] for o in self.operands if type(o) is tuple]
+        changed = {self.op.inputs.index(name) for name in self.op.updates}
+        writes = [r[0] for r in self.results if r is not None]
+        writes += [o[0] for i, o in enumerate(self.operands) if i in changed and type(o) is tuple]
+
+        def function() -> None:
+            do(self._steps(*self._memory()))
+
+        return device.operation(  # type: ignore[no-any-return]
+            self.op.name, function, reads, writes, operands=words, nbytes=self.weigh
+        )
 
     def weigh(self) -> tuple[int, int, list[Step]]:
         """For back-pressure: what it will allocate and keep.  Asked if it is queued, under the order lock."""

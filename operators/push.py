@@ -74,7 +74,15 @@ def _where(op: Operator, inputs: Sequence[Input], outs: Sequence[Array | None], 
                 )
     if place is None:
         return place_of(_engine.current(), as_context(context))
-    return place if context is None else place_of(place.engine, context)
+    if context is None:
+        return place
+    there = place_of(place.engine, context)
+    if there.device is not place.device:
+        raise ArgumentError(
+            f"[{op.name}] {operands(op, inputs)}: arrays on {place.context}, but the result is to be on {context}, "
+            f"which is another memory; copy one with .as_in_context"
+        )
+    return there
 
 
 def _check_out(op: Operator, inputs: Sequence[Input], out: Array, shape: Shape, dtype: DType) -> None:
@@ -341,6 +349,8 @@ class _Push:
         words = _Described(op, self.inputs)
         if watchers and (watcher := watch.get()) is not None:
             return watcher.forward(launch, words)  # type: ignore[no-any-return]
+        if self.place.queued:
+            return launch.operation(self.place.device, words)
         if (op.elementwise and size_of(self.made) >= FUSE) or op.consumed is not None or op.by_rows:
             joining = fusible(launch, words)
             if joining is not None:

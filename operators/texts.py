@@ -17,6 +17,7 @@ from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import BOOL, FLOAT32, NARROW
 from ..ndarray.shape import Shape
+from ..ndarray.streams import computing
 from .launch import watch, watchers
 from .schema import Attributes, Meta, Operator, Step, Text, registry
 
@@ -51,6 +52,9 @@ def prepared(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Cal
 
 def _ufunc(op: Operator, inputs: Sequence[Any], attributes: Attributes | None = None) -> Callable[..., Any]:
     ufunc: Any = op.ufunc
+    home = computing()
+    if home is not None:
+        return _ufunc_there(ufunc, op, home)
     arrays = [x for x in inputs if type(x) is _ndarray]
     first = arrays[0].dtype if arrays else FLOAT32
     if first in op.widened and all(x.dtype == first for x in arrays):
@@ -65,23 +69,39 @@ def _ufunc(op: Operator, inputs: Sequence[Any], attributes: Attributes | None = 
     return lambda *inputs: np.asarray(ufunc(*inputs))
 
 
+def _ufunc_there(ufunc: Any, op: Operator, home: Any) -> Callable[..., Any]:
+    """On a device with streams, whose arrays are of another class."""
+
+    def function(*inputs: Any) -> Any:
+        narrow = next((x.dtype for x in inputs if isinstance(x, home.raw) and x.dtype in op.widened), None)
+        if narrow is None:
+            return home.xp.asarray(ufunc(*inputs))
+        wide = [x.astype(FLOAT32) if isinstance(x, home.raw) and x.dtype in NARROW else x for x in inputs]
+        result = home.xp.asarray(ufunc(*wide))
+        return result if result.dtype == BOOL else result.astype(narrow)
+
+    return function
+
+
 def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Callable[..., Any]:
+    home = computing() or HOST
+    kind = home.raw
     given = next(
-        (x.dtype for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and op.input_name(i) not in op.indices),
+        (x.dtype for i, x in enumerate(inputs) if isinstance(x, kind) and op.input_name(i) not in op.indices),
         FLOAT32,
     )
-    metas = [None if x is None else (np.shape(x), x.dtype if isinstance(x, np.ndarray) else given) for x in inputs]
+    metas = [None if x is None else (np.shape(x), x.dtype if isinstance(x, kind) else given) for x in inputs]
     made, attributes = op.infer(metas, attributes)
-    kernel, atomic, names, xp, empty = op.kernel, op.atomic, (*op.outputs, *op.saves), HOST.xp, HOST.empty
+    kernel, atomic, names, xp, empty = op.kernel, op.atomic, (*op.outputs, *op.saves), home.xp, home.empty
     narrow = any(meta is not None and meta[1] in op.widened for meta in metas)
     wide = [None if m is None else (m[0], FLOAT32 if narrow and m[1] in NARROW else m[1]) for m in made]
     number, wanted = len(inputs), len(op.outputs)
-    plain = all(isinstance(x, np.ndarray) for x in inputs)
+    plain = all(isinstance(x, kind) for x in inputs)
 
     def function(*inputs: Any) -> Any:
         arrays: Sequence[Any] = inputs
         if not plain:
-            arrays = [x if x is None or isinstance(x, np.ndarray) else np.asarray(x, given) for x in inputs]
+            arrays = [x if x is None or isinstance(x, kind) else xp.asarray(x, given) for x in inputs]
             arrays += (None,) * (number - len(arrays))
         if narrow:
             arrays = [a.astype(FLOAT32) if a is not None and a.dtype in NARROW else a for a in arrays]
@@ -107,7 +127,7 @@ def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Call
             return function(*inputs)
         if strides is None:
             return x.reshape(shape)
-        return np.ndarray(shape, x.dtype, x, 0, [s * x.itemsize for s in strides])
+        return home.view(x, shape, tuple(s * x.itemsize for s in strides), 0)
 
     return view
 
@@ -212,6 +232,7 @@ class GradientLaunch:
         found = []
         narrow = any(meta[1] in op.widened for *_, outs in self.parts for _, meta, _ in filter(None, outs))
         values = {name: _raw(value, narrow) for name, value in self.values.items()}
+        asarray = (computing() or HOST).xp.asarray
         own = [id(v) for v in values.values()]
         for text, metadata, outs in self.parts:
             result = text.function(raw, **arguments(text, {**values, **metadata}, self.attributes))
@@ -219,7 +240,7 @@ class GradientLaunch:
                 if out is None:
                     continue
                 name, meta, _ = out
-                made = np.asarray(finished(raw, op, name, np.asarray(gradient), meta))
+                made = asarray(finished(raw, op, name, asarray(gradient), meta))
                 if id(made) in own:
                     made = made.copy()
                 own.append(id(made))  # a text may give one array twice
@@ -228,10 +249,13 @@ class GradientLaunch:
 
     def weigh(self) -> tuple[int, int, list[Step]]:
         """For back-pressure: see `Launch.weigh`.  What the texts take on their way is not known."""
-        used = [
+        return weigh([out[2] for *_, outs in self.parts for out in outs if out is not None], self.used())
+
+    def used(self) -> list[Buffer]:
+        """The buffers that the texts may read."""
+        return [
             v[0] for value in self.values.values() for v in (value if type(value) is list else (value,)) if _view(v)
         ]
-        return weigh([out[2] for *_, outs in self.parts for out in outs if out is not None], used)
 
 
 def _view(value: Any) -> bool:
@@ -241,8 +265,9 @@ def _view(value: Any) -> bool:
 def _raw(value: Any, narrow: bool) -> Any:
     if _view(value):
         array: RawArray = value[0].view(value[1], value[2], value[3])
-        array = array.view()
-        array.flags.writeable = False
+        if type(array) is _ndarray:
+            array = array.view()
+            array.flags.writeable = False
         return array.astype(FLOAT32) if narrow and array.dtype in NARROW else array
     if type(value) is list:
         return tuple(_raw(v, narrow) for v in value)
@@ -256,4 +281,9 @@ def gradient_operation(launch: GradientLaunch, recorded_at: str) -> Operation:
     if watchers and (watcher := watch.get()) is not None:
         return watcher.backward(launch, recorded_at)  # type: ignore[no-any-return]
     name = f"backward of {launch.op.name}"
+    made = [out[2] for *_, outs in launch.parts for out in outs if out is not None]
+    if made and made[0].device.queued:
+        return made[0].device.operation(  # type: ignore[no-any-return]
+            name, launch, launch.used(), made, operands=f"recorded at {recorded_at}", nbytes=launch.weigh
+        )
     return Operation(Kind.KERNEL, launch, name, operands=f"recorded at {recorded_at}", nbytes=launch.weigh)

@@ -176,7 +176,7 @@ def at_once(
     call: Ready, inputs: Sequence[Any], place: Place, recorder: Any, cls: type[Array]
 ) -> tuple[Any, ...] | None:
     """Its outputs, fresh arrays; None: it is to be pushed."""
-    if not place.engine.calm():
+    if place.queued or not place.engine.calm():
         return None
     op, made, attributes = call.op, call.made, call.attributes
     if recorder is not None:

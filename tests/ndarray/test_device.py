@@ -1,0 +1,351 @@
+"""Devices with streams, on the simulated one: order, memory, transfers, errors, and that each of its checks fires."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+import vardag as vd
+from vardag import autograd, nd
+from vardag.engine import Engine
+from vardag.ndarray import _simulated
+from vardag.ndarray.device import device_of
+from vardag.ndarray.streams import Accelerator, DeviceError, Mark
+
+ONE, TWO = nd.Context("simulated", 0), nd.Context("simulated", 1)
+SEEDS = range(50)
+
+
+@pytest.fixture(autouse=True)
+def engine():
+    """An engine for each test, and a world in which everything has happened."""
+    _simulated.world.reset(0)
+    with Engine(workers=2) as own:
+        yield own
+        with contextlib.suppress(vd.Error, ExceptionGroup):
+            own.wait_for_all()
+    for context in (ONE, TWO):
+        accelerator(context).lost = None
+        accelerator(context).driver.fail = None
+    _simulated.world.reset(0)
+
+
+def accelerator(context):
+    return device_of(context)
+
+
+def program(first, second):
+    """Steps on two devices and the host, with copies in every direction, writes after reads, and dying temporaries."""
+    rng = np.random.default_rng(3)
+    x = nd.array(rng.standard_normal((20, 30)), ctx=first)
+    w = nd.array(rng.standard_normal((30, 20)), ctx=second)
+    found = []
+    for step in range(6):
+        near = w.copyto(first)
+        w *= 1.5
+        passing = (x + 1).copyto(second)
+        other = (x * 2).sum(axis=0)
+        found.append(passing.sum(axis=0) + other.copyto(second))
+        y = nd.dot(x, near)
+        found.append((y * 2).copyto(nd.cpu()))
+        z = y.copyto(second).T
+        w += nd.tanh(z).reshape((-1, 20))[: w.shape[0], :].sum(axis=0)
+        x[step] = near.T[step]
+        x *= 0.5
+        found.append(x.copyto(nd.cpu()) + step)
+        del near, y, z, passing, other
+    return [f.asnumpy() for f in (*found, x, w)]
+
+
+# ---- the same as on the host -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_program_on_two_devices_gives_the_host_s_bytes(seed):
+    _simulated.world.reset(seed)
+    expected = program(nd.cpu(), nd.cpu())
+    for a, b in zip(program(ONE, TWO), expected, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["NaiveEngine", "ThreadedEnginePooled", "ThreadedEnginePerDevice"])
+def test_on_every_engine(kind):
+    expected = program(nd.cpu(), nd.cpu())
+    with Engine(kind=kind):
+        for a, b in zip(program(ONE, ONE), expected, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_gradients_on_a_device():
+    def step(ctx):
+        x, w = nd.arange(12, ctx=ctx).reshape((3, 4)) / 7, nd.arange(8, ctx=ctx).reshape((4, 2)) / 5
+        x.attach_grad(), w.attach_grad("add")
+        for _ in range(4):
+            with autograd.record():
+                y = nd.dot(x, w)
+                loss = (nd.tanh(y) * y).sum() + x[1].exp().sum()
+            loss.backward()
+        return x.grad.asnumpy(), w.grad.asnumpy()
+
+    for a, b in zip(step(ONE), step(nd.cpu()), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_gradients_across_memories():
+    x = nd.array([1.0, 2.0, 3.0], ctx=ONE)
+    x.attach_grad()
+    with autograd.record():
+        y = (x * x).as_in_context(nd.cpu()) * 3
+        z = y.as_in_context(TWO).sum().as_in_context(ONE) + x.sum()
+    z.backward()
+    assert x.grad.context == ONE
+    assert x.grad.asnumpy().tolist() == [7.0, 13.0, 19.0]
+
+
+def test_data_parallel_training():
+    """Two devices with half of the batch each; gradients summed by copies: one step equals that of the whole batch."""
+    rng = np.random.default_rng(0)
+    batch, weight = rng.standard_normal((8, 4)).astype("f4"), rng.standard_normal((4, 2)).astype("f4")
+
+    def gradient(part, ctx):
+        w = nd.array(weight, ctx=ctx)
+        w.attach_grad()
+        with autograd.record():
+            loss = (nd.dot(nd.array(part, ctx=ctx), w) ** 2).sum()
+        loss.backward()
+        return w.grad
+
+    halves = [gradient(part, ctx) for part, ctx in zip(np.split(batch, 2), (ONE, TWO), strict=True)]
+    total = halves[0] + halves[1].as_in_context(ONE)
+    np.testing.assert_allclose(total.asnumpy(), gradient(batch, nd.cpu()).asnumpy(), rtol=1e-5)
+
+
+# ---- the host waits once ---------------------------------------------------------------------------------------------
+
+
+def test_a_chain_makes_one_host_synchronisation():
+    device = accelerator(ONE)
+    x = nd.ones((16,), ctx=ONE)
+    x.wait_to_read()
+    before = device.driver.synchronisations
+    for _ in range(1000):
+        x = x * 1.001
+    x.asnumpy()
+    assert device.driver.synchronisations == before + 1
+
+
+def test_an_operation_is_done_when_it_is_enqueued(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    x = nd.ones((4,), ctx=ONE) + 1
+    buffer = x._chunk.buffer
+    buffer.variable.writer.wait()  # the engine's view: done
+    memory = buffer.remote.raw.memory
+    assert memory.reached < memory.planned
+    x.wait_to_read()
+    assert memory.reached == memory.planned
+
+
+def test_events_are_used_again():
+    device = accelerator(ONE)
+    x = nd.ones((4,), ctx=ONE)
+    x.wait_to_read()
+    before = len(device.idle)
+    for _ in range(200):
+        x += 1
+        x.wait_to_read()
+    assert len(device.idle) < before + 20
+
+
+async def test_awaiting():
+    x = nd.ones((3,), ctx=ONE) * 4
+    assert (await x) is x
+    assert (await x.asnumpy_async()).tolist() == [4.0] * 3
+    await asyncio.sleep(0)
+
+
+def test_what_reads_and_writes_an_array():
+    x = nd.arange(6, ctx=ONE)
+    assert np.asarray(x).tolist() == list(range(6))
+    assert float(x.sum().asscalar()) == 15 and bool(x[1])
+    y = nd.zeros((6,))
+    x.copyto(y)
+    y[0] = 9
+    y.copyto(x)
+    assert x.asnumpy().tolist() == [9, 1, 2, 3, 4, 5]
+    snapshot = x.copy()
+    x[:] = 0
+    assert snapshot.asnumpy().tolist() == [9, 1, 2, 3, 4, 5]
+    assert x.context == ONE and x.as_in_context(ONE) is x
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_operands_of_two_memories_are_refused():
+    with pytest.raises(ValueError, match=r"simulated\(0\) and on cpu\(0\)"):
+        nd.ones((2,), ctx=ONE) + nd.ones((2,))
+    with pytest.raises(ValueError, match=r"simulated\(0\) and on simulated\(1\)"):
+        nd.ones((2,), ctx=ONE) + nd.ones((2,), ctx=TWO)
+    assert (nd.ones((2,), ctx=nd.cpu(1)) + nd.ones((2,))).asnumpy().tolist() == [2, 2]
+
+
+def test_a_gpu_that_is_not_there():
+    assert nd.num_gpus() == 0
+    with pytest.raises(vd.engine.ArgumentError, match=r"gpu\(0\)"):
+        nd.ones((2,), ctx=nd.gpu(0))
+
+
+def test_an_error_at_the_launch_is_its_operation_s():
+    @vd.operator
+    def fails_to_launch(xp, x, *, out):
+        raise ValueError("no such kernel")
+
+    good = nd.ones((2,), ctx=ONE)
+    bad = fails_to_launch(good) + 1
+    with pytest.raises(ValueError, match="no such kernel") as caught:
+        bad.wait_to_read()
+    assert any("fails_to_launch" in note for note in caught.value.__notes__)
+    assert (good + 1).asnumpy().tolist() == [2, 2]
+
+
+def test_memory_that_runs_out(monkeypatch):
+    monkeypatch.setattr(accelerator(ONE).driver, "capacity", 0)
+    x = nd.ones((1000, 777), ctx=ONE)
+    with pytest.raises(MemoryError):
+        x.wait_to_read()
+    monkeypatch.undo()
+    x[:] = 2
+    assert x[0, 0].asscalar() == 2
+
+
+def test_a_lost_device_fails_everything_and_says_what_was_enqueued():
+    x = nd.ones((3,), ctx=ONE)
+    y = nd.tanh(x)
+    y._chunk.buffer.variable.writer.wait()
+    accelerator(ONE).driver.fail = _simulated.Fault("an illegal address")
+    with pytest.raises(DeviceError, match=r"an illegal address.*Enqueued since.*tanh"):
+        y.wait_to_read()
+    for array in (x, y, x + 1):
+        with pytest.raises(DeviceError, match="illegal address"):
+            array.asnumpy()
+    assert nd.ones((2,)).asnumpy().tolist() == [1, 1]
+
+
+# ---- each check fires ------------------------------------------------------------------------------------------------
+
+
+def scoped(function, context=ONE, stream="compute"):
+    """Run it as an operation's kernel would be."""
+    device = accelerator(context)
+    with device.driver.on(getattr(device, stream).native):
+        return function(device.driver)
+
+
+def test_memory_of_another_device_is_refused():
+    other = scoped(lambda driver: driver.xp.ones(3), TWO)
+    with pytest.raises(_simulated.Fault, match="memory of simulated\\(1\\)"):
+        scoped(lambda driver: driver.xp.exp(other))
+    with pytest.raises(TypeError, match="host's memory"):
+        scoped(lambda driver: driver.xp.ones(3) + np.ones(3))
+    with pytest.raises(_simulated.Fault, match="outside of its operations"):
+        other + 1
+
+
+def test_a_scope_belongs_to_its_thread():
+    device = accelerator(ONE)
+    scope = device.driver.on(device.compute.native)
+    entering = threading.Thread(target=scope.__enter__)
+    entering.start()
+    entering.join()
+    with pytest.raises(_simulated.Fault, match="by another"):
+        scope.__exit__(None, None, None)
+
+
+def test_memory_of_the_host_must_stay_until_it_was_copied(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    host = np.ones(4)
+
+    def enqueue(driver):
+        raw = driver.empty((4,), host.dtype)
+        driver.copy_in(host, raw)
+        return raw
+
+    raw = scoped(enqueue)
+    host[0] = 7
+    with pytest.raises(_simulated.Fault, match="host has changed"):
+        scoped(lambda driver: driver.drain())
+    del raw
+
+
+def test_memory_of_the_host_has_no_value_until_it_was_copied_to(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    host = np.zeros(4)
+    scoped(lambda driver: driver.copy_out(driver.xp.ones(4), host))
+    assert np.isnan(host).all()
+    scoped(lambda driver: driver.drain())
+    assert host.tolist() == [1.0] * 4
+
+
+def faults(seed):
+    """Does the program on two devices fail under this seed?"""
+    _simulated.world.reset(seed)
+    try:
+        program(ONE, TWO)
+    except DeviceError as error:
+        assert "version" in str(error) or "changed" in str(error)
+        return True
+    finally:
+        with contextlib.suppress(vd.Error, ExceptionGroup):
+            nd.waitall()
+        for context in (ONE, TWO):
+            accelerator(context).lost = None
+        _simulated.world.reset(seed)
+        gc.collect()
+    return False
+
+
+def no_waits(self, stream, mark):
+    """The mutant: a stream does not wait for another's event."""
+
+
+def free_at_once(monkeypatch):
+    """The mutant: what a stream borrows is not kept until it has passed."""
+    original = Accelerator._mark
+
+    def forgetful(self, stream, read, made, keeps):
+        mark = original(self, stream, read, made, ())
+        stream.pending[-1][1].clear()
+        return mark
+
+    monkeypatch.setattr(Accelerator, "_mark", forgetful)
+
+
+def no_readers(monkeypatch):
+    """The mutant: a buffer does not learn who reads it."""
+    original = Accelerator._mark
+
+    def forgetful(self, stream, read, made, keeps):
+        mark: Mark = original(self, stream, read, made, keeps)
+        for buffer in read:
+            buffer.remote.read.clear()
+        return mark
+
+    monkeypatch.setattr(Accelerator, "_mark", forgetful)
+
+
+@pytest.mark.parametrize(
+    "mutate", [lambda m: m.setattr(Accelerator, "_await", no_waits), free_at_once, no_readers],
+    ids=["no event is waited for", "memory is free at once", "readers are forgotten"],
+)  # fmt: skip
+def test_a_broken_rule_is_found(mutate, monkeypatch):
+    mutate(monkeypatch)
+    assert any(faults(seed) for seed in range(20))
+
+
+def test_the_unbroken_rules_are_not():
+    assert not any(faults(seed) for seed in range(20))
