@@ -74,6 +74,10 @@ def parallel(function: Callable[[Any], object], items: Iterable[Any]) -> None:
     stack = here_and_now.stack
     parent = stack[-1] if stack else None
     if parent is None or parent.kind is not KERNEL or len(items) < 2 or parent.engine._lane.workers < 2:
+        alone = True
+    else:
+        alone = here_and_now.alone  # a device's current stream is a thread's
+    if alone or parent is None:
         for item in items:
             function(item)
     elif parent.engine._fuzz is not None:

@@ -18,8 +18,8 @@ from ._mxnet_format import FileFormatError
 from .array import Array
 from .buffer import counts as _counts
 from .context import Context, cpu, cpu_pinned, current_context, gpu
-from .device import num_gpus
 from .device import kernel_state as _kernel_state
+from .device import num_gpus
 from .device import one_blas_thread as _one_blas_thread
 from .files import MissingPackageError, load, load_frombuffer, save
 from .imports import from_dlpack, from_numpy, to_dlpack_for_read, to_dlpack_for_write

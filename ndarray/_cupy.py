@@ -58,6 +58,7 @@ class CuPyDriver:
         self.number = number
         self.xp = cupy
         self.raw = cupy.ndarray
+        self.special = importlib.import_module("cupyx.scipy.special")
 
     def stream(self) -> Any:
         with self.cupy.cuda.Device(self.number):
@@ -102,6 +103,9 @@ class CuPyDriver:
 
     def copy_peer(self, source: Any, raw: Any) -> None:
         raw.data.copy_from_device_async(source.data, raw.nbytes)
+
+    def fetch(self, raw: Any) -> np.ndarray[Any, Any]:
+        return raw.get(order="C")  # type: ignore[no-any-return]
 
     def fatal(self, error: BaseException) -> bool:
         """Of CUDA's runtime, but for memory that ran out and launches that were refused."""

@@ -30,7 +30,19 @@ from typing import Any
 
 import numpy as np
 
-from ._simulated_arrays import BYTE, Fault, Lease, Memory, Scope, SimulatedArray, SimulatedNumPy, Ticket, local, plain
+from ._simulated_arrays import (
+    BYTE,
+    Fault,
+    Lease,
+    Memory,
+    Scope,
+    SimulatedArray,
+    SimulatedNumPy,
+    SimulatedSpecial,
+    Ticket,
+    local,
+    plain,
+)
 from ._simulated_arrays import scope_of as _scope
 from .dtype import DType
 from .shape import Shape
@@ -177,6 +189,7 @@ class SimulatedDriver:
     def __init__(self, number: int) -> None:
         self.number = number
         self.xp: Any = SimulatedNumPy()
+        self.special: Any = SimulatedSpecial()
         self.used = 0
         self.fail: BaseException | None = None
         self.capacity = CAPACITY
@@ -301,6 +314,9 @@ class SimulatedDriver:
         scope._reads(source.memory)
         scope.uses("copy", (), (raw,))
         plain(raw)[...] = plain(source)
+
+    def fetch(self, raw: SimulatedArray) -> np.ndarray[Any, Any]:
+        return np.array(raw.settled(), order="C")
 
     def fatal(self, error: BaseException) -> bool:
         return isinstance(error, Fault)

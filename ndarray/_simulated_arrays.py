@@ -11,6 +11,7 @@ from typing import Any
 from weakref import ref
 
 import numpy as np
+from scipy import special
 
 BYTE = np.dtype(np.uint8)
 
@@ -64,6 +65,8 @@ class SimulatedArray(np.ndarray[Any, Any]):
         return None if self.memory is None or isinstance(found, Lease) else found
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **named: Any) -> Any:
+        if getattr(np, ufunc.__name__, None) is not ufunc and not local.special:
+            return NotImplemented  # SciPy's: CuPy's arrays know NumPy's only
         outs = named.get("out", ())
         scope = scope_of(self, ufunc.__name__)
         scope.uses(ufunc.__name__, inputs, outs)
@@ -78,6 +81,8 @@ class SimulatedArray(np.ndarray[Any, Any]):
         return scope.given(found)
 
     def __array_function__(self, function: Any, types: Any, args: Any, named: Any) -> Any:
+        if function in VALUES:
+            return function(*map(plain, args), **named)
         return scope_of(self, function.__name__).call(function, args, named)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -101,7 +106,7 @@ class SimulatedArray(np.ndarray[Any, Any]):
         scope_of(self, "sort").uses("sort", (), (self,))
         plain(self).sort(*args, **named)
 
-    def _settle(self) -> Any:
+    def settled(self) -> Any:
         """The host asks for the value: the device goes on until it is there."""
         scope = scope_of(self, "item")
         scope.uses("item", (self,), ())
@@ -109,22 +114,22 @@ class SimulatedArray(np.ndarray[Any, Any]):
         return plain(self)
 
     def item(self, *args: Any) -> Any:
-        return self._settle().item(*args)
+        return self.settled().item(*args)
 
     def tolist(self) -> Any:
-        return self._settle().tolist()
+        return self.settled().tolist()
 
     def __bool__(self) -> bool:
-        return bool(self._settle())
+        return bool(self.settled())
 
     def __int__(self) -> int:
-        return int(self._settle())
+        return int(self.settled())
 
     def __float__(self) -> float:
-        return float(self._settle())
+        return float(self.settled())
 
     def __index__(self) -> int:
-        return int(self._settle())
+        return int(self.settled())
 
 
 METHODS = (
@@ -164,6 +169,7 @@ def _arrays(x: Any) -> Iterator[Any]:
 
 class _Local(threading.local):
     scope: Scope | None = None
+    special = False
 
 
 local = _Local()
@@ -215,13 +221,10 @@ class Scope:
 
     def call(self, function: Any, args: Any, named: Any) -> Any:
         """A function of NumPy on arrays of this device."""
-        if function in FROM_HOST:
-            args = tuple(
-                x if isinstance(x, SimulatedArray) or not isinstance(x, np.ndarray) else x.tolist() for x in args
-            )
         out = named.get("out")
         outs = () if out is None else out if isinstance(out, tuple) else (out,)
-        self.uses(function.__name__, (args, [v for k, v in named.items() if k != "out"]), outs)
+        if function not in FROM_HOST or not isinstance(args[0], np.ndarray) or isinstance(args[0], SimulatedArray):
+            self.uses(function.__name__, (args, [v for k, v in named.items() if k != "out"]), outs)
         if function in WRITES:
             self.uses(function.__name__, (), args[:1])
         found = function(*map(plain, args), **{k: plain(v) for k, v in named.items()})
@@ -261,11 +264,42 @@ FROM_HOST = {np.array, np.asarray, np.ascontiguousarray}
 VALUES = {np.result_type, np.can_cast, np.promote_types, np.iinfo, np.finfo, np.errstate, np.shape, np.ndim, np.size}
 
 
+class SimulatedSpecial:
+    """scipy.special for the device's arrays."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(special, name)
+
+        def function(*args: Any, **named: Any) -> Any:
+            local.special = True
+            try:
+                return found(*args, **named)
+            finally:
+                local.special = False
+
+        setattr(self, name, function)
+        return function
+
+
+class _Strides:
+    """NumPy's ``lib.stride_tricks``, as far as CuPy has it."""
+
+    @staticmethod
+    def as_strided(x: Any, shape: Any, strides: Any) -> Any:
+        scope = scope_of(x, "as_strided")
+        return scope.given(np.lib.stride_tricks.as_strided(plain(x), shape, strides), (x,))
+
+
+class _Library:
+    stride_tricks = _Strides
+
+
 class SimulatedNumPy(ModuleType):
     """NumPy's functions, which make arrays in the memory of the device whose operation runs."""
 
     def __init__(self) -> None:
         super().__init__("simulated")
+        self.lib = _Library
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..engine import Error, InternalError, Kind, Operation
+from ..engine.claims import here_and_now
 from .dtype import DType
 from .shape import Shape
 
@@ -53,6 +54,8 @@ class Driver(Protocol):
     xp: ModuleType
     #: the class of its arrays
     raw: type[Any]
+    #: the functions of scipy.special for its arrays
+    special: Any
 
     def stream(self) -> Any:
         """A new stream, whose work does not wait for that of others."""
@@ -104,6 +107,10 @@ class Driver(Protocol):
 
     def copy_peer(self, source: RawArray, raw: RawArray) -> None:
         """Enqueue a copy from another device of this kind on the current stream."""
+        ...
+
+    def fetch(self, raw: RawArray) -> np.ndarray[Any, Any]:
+        """A copy of its value on the host, in C order.  Blocks until the current stream has come to it."""
         ...
 
     def fatal(self, error: BaseException) -> bool:
@@ -166,7 +173,7 @@ class Accelerator:
 
     def __init__(self, name: str, driver: Driver) -> None:
         self.name, self.driver = name, driver
-        self.xp, self.raw = driver.xp, driver.raw
+        self.xp, self.raw, self.special = driver.xp, driver.raw, driver.special
         self.lock = threading.RLock()
         self.compute = Stream(driver.stream(), name)
         self.copy_in = Stream(driver.stream(), f"{name}-copy-in")
@@ -210,6 +217,11 @@ class Accelerator:
         else:
             buffer.view(raw.shape)[...] = raw
 
+    def fetch(self, raw: RawArray) -> np.ndarray[Any, Any]:
+        """A copy of a value on the host, for a kernel that computes there.  Blocks; within `enqueue` only."""
+        self.synchronisations += 1
+        return self.driver.fetch(raw)
+
     def release(self) -> int:
         """Give back what is idle: memory that was kept for streams that have passed, and the device's pool."""
         with self.lock:
@@ -245,11 +257,11 @@ class Accelerator:
                         for mark in buffer.remote.read.values():
                             self._await(stream, mark)
                 self.enqueued.append(words)
-                token = _computing(self)
+                before = compute_on(self)
                 try:
                     function()
                 finally:
-                    _computing(token)
+                    compute_on(before)
                     mark = self._mark(stream, read, made, keeps)
             finally:
                 self.current = outer
@@ -374,12 +386,13 @@ class _Now(threading.local):
 _now = _Now()
 
 
-def _computing(device: Any) -> Any:
-    """Say whose work this thread enqueues; gives who it was before."""
+def compute_on(device: Any) -> Any:
+    """Say for which device this thread runs kernels, None for the host; gives which it was before."""
     before, _now.device = _now.device, device
+    here_and_now.alone = device is not None
     return before
 
 
 def computing() -> Any:
-    """The device with streams whose work this thread enqueues; None on the host."""
+    """The device with streams for which this thread runs kernels; None for the host."""
     return _now.device

@@ -322,7 +322,7 @@ def _counts(name: str, value: Any, infer: Any, doc: str) -> None:
         return ((infer(_first(metas)[0]), INT64),), attributes
 
     def kernel(xp: Any, x: Any, *, out: Any) -> Any:
-        return _set(out, value(x))
+        return _set(out, xp.asarray(value(x)))
 
     operator(
         name, infer=inferred, atomic=True, widen=False, samples=[Sample((2, 3))], reference=value,

@@ -6,16 +6,18 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..engine import Operation
 from ..engine.parallel import parallel
 from ..ndarray.buffer import Buffer, weigh
-from ..ndarray.device import RawArray
+from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import FLOAT32, NARROW, DType
 from ..ndarray.shape import Shape, Strides
+from ..ndarray.streams import compute_on, computing
+from .elsewhere import on_host, ufunc_of
 from .schema import Attributes, Operator, Step, call_into
 
 View = tuple[Buffer, Shape, Strides, int]
@@ -81,7 +83,8 @@ class Launch:
                 if name in op.updates and wide is not before:
                     after.append((operator.setitem, before, ..., wide))
         if op.ufunc is not None:
-            return (call_into(op.ufunc, *arrays, out=filled[0]), *after)
+            ufunc = op.ufunc if self.xp is np else ufunc_of(computing(), op.ufunc)
+            return (call_into(ufunc, *arrays, out=filled[0]), *after)
         made = dict(zip((*op.outputs, *op.saves), filled, strict=True))
         steps = op.kernel(self.xp, *arrays, **self.attributes, **made)
         if op.atomic:
@@ -120,11 +123,37 @@ class Launch:
         writes += [o[0] for i, o in enumerate(self.operands) if i in changed and type(o) is tuple]
 
         def function() -> None:
-            do(self._steps(*self._memory()))
+            if on_host(self.op):
+                self._by_the_host(device)
+            else:
+                arrays, raws = self._memory()
+                host = HOST.raw
+                given = [
+                    device.xp.asarray(a) if isinstance(a, host) and not isinstance(a, device.raw) else a for a in arrays
+                ]
+                do(self._steps(given, raws))
 
         return device.operation(  # type: ignore[no-any-return]
             self.op.name, function, reads, writes, operands=words, nbytes=self.weigh
         )
+
+    def _by_the_host(self, device: Any) -> None:
+        """Fetch what it reads, compute on the host, and bring back what it writes (elsewhere.py)."""
+        arrays, raws = self._memory()
+        given = [device.fetch(a) if isinstance(a, device.raw) else a for a in arrays]
+        made = [None if r is None else device.fetch(r) for r in raws]
+        there = Launch(self.op, self.attributes, HOST.xp)
+        there.through = self.through
+        there.results = [None if r is None else (_On(HOST), *r[1:]) for r in self.results]  # type: ignore[misc]
+        before = compute_on(None)
+        try:
+            do(there._steps(given, made))
+        finally:
+            compute_on(before)
+        changed = [i for i, name in enumerate(self.op.inputs) if name in self.op.updates and i < len(arrays)]
+        for raw, value in [*zip(raws, made, strict=True), *((arrays[i], given[i]) for i in changed)]:
+            if raw is not None:
+                raw[...] = device.xp.asarray(value)
 
     def weigh(self) -> tuple[int, int, list[Step]]:
         """For back-pressure: what it will allocate and keep.  Asked if it is queued, under the order lock."""
@@ -135,6 +164,12 @@ class Launch:
             if result is not None:
                 temporaries += math.prod(result[1]) * result[4].itemsize
         return weigh([r[0] for r in results], [o[0] for o in self.operands if type(o) is tuple], temporaries)
+
+
+class _On(NamedTuple):
+    """Stands for a buffer when all that is asked is where."""
+
+    device: Any
 
 
 def do(steps: Sequence[Step]) -> None:

@@ -11,6 +11,8 @@ from scipy import special
 
 from ..ndarray.random import draw_into, generator
 from ..ndarray.shape import axes_of
+from ..ndarray.streams import computing
+from .elsewhere import ufunc_of
 from .faces import Rule
 from .infer import floating, uniform
 from .products import cost, product, seen_as
@@ -184,7 +186,12 @@ def _joined(x: Any, t: Any, out: Any, slope: Any) -> Any:
 
 def _normal(x: Any, t: Any, out: Any) -> Any:
     half = (np.add, t, 1, t), (np.multiply, t, 0.5, t)
-    return (np.multiply, x, 0.7071067811865476, t), (special.erf, t, t), *half, (np.multiply, x, t, out)
+    return (
+        (np.multiply, x, 0.7071067811865476, t),
+        (ufunc_of(computing(), special.erf), t, t),
+        *half,
+        (np.multiply, x, t, out),
+    )
 
 
 # fmt: off

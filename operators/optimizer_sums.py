@@ -12,6 +12,7 @@ from ..ndarray.array import Array
 from ..ndarray.device import HOST
 from ..ndarray.dtype import FLOAT32, FLOAT64
 from ..ndarray.ndarray import NDArray
+from ..ndarray.streams import computing
 from .faces import Rule, nd_face
 from .infer import floating, uniform
 from .optimizer_multi import public
@@ -67,7 +68,7 @@ def multi_sum_sq(xp: Any, *data: Any, num_arrays: int | None = None, out: Any) -
 
     def add(k: int) -> None:
         part = blocks[k][1]
-        t = HOST.empty(part.shape, dtype)
+        t = (computing() or HOST).empty(part.shape, dtype)
         np.multiply(part, part, t, dtype=dtype)
         sums[k] = np.add.reduce(t, None)
 

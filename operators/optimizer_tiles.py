@@ -20,6 +20,7 @@ import numpy as np
 
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import FLOAT32, NARROW
+from ..ndarray.streams import computing
 from .schema import Step
 
 PART = 1 << 15  # elements
@@ -62,7 +63,7 @@ class Calls:
     def new(self) -> RawArray:
         """Scratch memory with arbitrary contents."""
         if self._taken == len(self._blocks):
-            self._blocks.append(HOST.empty((self._most,), self._dtype))
+            self._blocks.append((computing() or HOST).empty((self._most,), self._dtype))
         block = self._blocks[self._taken]
         self._taken += 1
         return (block if block.size == self._size else block[: self._size]).reshape(self._shape)

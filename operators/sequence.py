@@ -221,7 +221,7 @@ def _strides(shape: tuple[int, ...]) -> Any:
 def ravel_multi_index(xp: Any, data: Any, *, shape: Any, out: Any) -> None:
     """Positions in an array of this shape from its indices: (axes, ...) -> (...).   MXNet: ravel_multi_index."""
     strides = _strides(_positions({"shape": shape})).astype(data.dtype)
-    out[...] = (data * strides.reshape(-1, *(1,) * (data.ndim - 1))).sum(0)
+    out[...] = (data * xp.asarray(strides.reshape(-1, *(1,) * (data.ndim - 1)))).sum(0)
 
 
 def _unraveled(metas: Metas, attributes: Attributes) -> Inferred:

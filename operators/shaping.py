@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ndarray.device import HOST
 from ..ndarray.dtype import as_dtype
 from ..ndarray.shape import (
     Shape,
@@ -20,6 +21,7 @@ from ..ndarray.shape import (
     literal_shape,
     reshape_codes,
 )
+from ..ndarray.streams import computing
 from .faces import Rule
 from .infer import like_first, normal_axis
 from .schema import Attributes, Inferred, Meta, Metas, Sample, operator
@@ -363,7 +365,8 @@ def _strided(metas: Metas, attributes: Attributes) -> Inferred:
 def _region(base: Any, shape: Any, strides: Any, offset: int) -> Any:
     """The view of a C-ordered array."""
     steps = tuple(s * base.itemsize for s in strides)
-    return np.ndarray(shape, base.dtype, base, offset * base.itemsize if math.prod(shape) else 0, steps)
+    device: Any = computing() or HOST
+    return device.view(base, shape, steps, offset * base.itemsize if math.prod(shape) else 0)
 
 
 _VIEWS: dict[str, Any] = {"shape": (2,), "strides": (2,), "offset": 1, "indices": None}

@@ -11,6 +11,8 @@ import numpy as np
 from scipy import special
 
 from ..ndarray.dtype import as_dtype
+from ..ndarray.streams import computing
+from .elsewhere import ufunc_of
 from .faces import Rule, attribute_dtype
 from .infer import floating, normal_axis, uniform
 from .nn import known, spelling
@@ -401,7 +403,7 @@ def _regression(name: str, call: Any, gradient: Any, doc: str, kinks: str = "") 
     """Declare an output layer whose gradient is defined as `gradient(F, out, label)` / elements in an instance."""
 
     def kernel(xp: Any, data: Any, label: Any, *, grad_scale: float = 1.0, out: Any) -> Any:
-        return ((call, data, out),)
+        return ((ufunc_of(computing(), call), data, out),)
 
     def text(F: Any, out: Any, label: Any, data_shape: Any, grad_scale: float) -> Any:
         scale = grad_scale / max(math.prod(data_shape[1:]), 1)

@@ -66,8 +66,8 @@ def _order(xp: Any, x: Any, axis: int | None, ascending: bool, k: int | None = N
     """
     x, axis = (x.reshape(-1), 0) if axis is None else (x, axis)
     first = (slice(None),) * axis + (slice(k),)
-    upper = ranks(x)
-    if upper is not None and xp is np:
+    upper = ranks(x) if xp is np else None
+    if upper is not None:
         keys = empty(np, x.shape, INT64)
         (np.positive if ascending else np.invert)(upper, keys)
         keys <<= 32

@@ -33,6 +33,8 @@ import numpy as np
 
 from ..engine.parallel import parallel
 from ..ndarray.dtype import is_float
+from ..ndarray.streams import computing
+from .elsewhere import reduced
 from .launch import tiles
 from .products import FOR_WORKERS, cuts, seen_as
 from .schema import Attributes, Metas, Step
@@ -69,6 +71,8 @@ def stages(ufunc: np.ufunc, x: Any, out: Any, axis: Sequence[int], keepdims: boo
 
     squares: of the squares of x; only of what is `in_order` and `in_lines`, along the last axes at least.
     """
+    if computing() is not None:
+        return [(_there, ufunc, x, axis, out, keepdims, squares)]
     if not in_order(x, axis):
         zeros = _zeros(ufunc, out) if x.size >= LARGE and axis else ()
         return [(ufunc.reduce, x, axis, None, out, keepdims), *zeros]
@@ -84,6 +88,11 @@ def stages(ufunc: np.ufunc, x: Any, out: Any, axis: Sequence[int], keepdims: boo
         steps = _rows(ufunc, x.reshape(sizes[0] * kept, -1), between, squares)
         steps += _columns(ufunc, between.reshape(-1, kept), target)
     return [*steps, *_zeros(ufunc, target), *after]
+
+
+def _there(ufunc: np.ufunc, x: Any, axis: Sequence[int], out: Any, keepdims: bool, squares: bool) -> None:
+    """On a device with streams, in whatever order it has."""
+    reduced(ufunc, x * x if squares else x, axis, out, keepdims)
 
 
 def in_order(x: Any, axis: Sequence[int]) -> bool:
@@ -329,7 +338,7 @@ def _shared(ufunc: np.ufunc, x: Any, out: Any, axis: int, size: int) -> Step:
 
 def stepwise(function: Callable[..., Any], x: Any, out: Any) -> list[Step]:
     """The calls of ``function(x, out)``, which is elementwise: in tiles if it is a matter for workers."""
-    divided = tiles([x], [out]) if x.size >= BIG else None
+    divided = tiles([x], [out]) if x.size >= BIG and computing() is None else None
     if divided is None:
         return [(function, x, out)]
     return [(parallel, lambda tile: function(tile[0][0], tile[1][0]), divided)]

@@ -17,7 +17,8 @@ from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import BOOL, FLOAT32, NARROW
 from ..ndarray.shape import Shape
-from ..ndarray.streams import computing
+from ..ndarray.streams import compute_on, computing
+from .elsewhere import on_host, ufunc_of
 from .launch import watch, watchers
 from .schema import Attributes, Meta, Operator, Step, Text, registry
 
@@ -32,6 +33,9 @@ def run_raw(op: Operator, *inputs: Any, **attributes: Any) -> Any:
 
 def prepared(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Callable[..., Any]:
     """The operator as a function of raw arrays of these shapes and dtypes, and of scalars of these types."""
+    home = computing()
+    if home is not None and on_host(op):
+        return _fetched(op, attributes, home)
     if op.ufunc is not None and op.variant is None:
         return _ufunc(op, inputs)
     bound = op.bind(attributes)
@@ -69,10 +73,28 @@ def _ufunc(op: Operator, inputs: Sequence[Any], attributes: Attributes | None = 
     return lambda *inputs: np.asarray(ufunc(*inputs))
 
 
+def _fetched(op: Operator, attributes: Attributes, home: Any) -> Callable[..., Any]:
+    """An operator that is computed on the host, on a device."""
+
+    def function(*inputs: Any) -> Any:
+        given = [home.fetch(x) if isinstance(x, home.raw) else x for x in inputs]
+        before = compute_on(None)
+        try:
+            made = run_raw(op, *given, **attributes)
+        finally:
+            compute_on(before)
+        return tuple(map(home.xp.asarray, made)) if isinstance(made, tuple) else home.xp.asarray(made)
+
+    return function
+
+
 def _ufunc_there(ufunc: Any, op: Operator, home: Any) -> Callable[..., Any]:
     """On a device with streams, whose arrays are of another class."""
 
+    ufunc = ufunc_of(home, ufunc)
+
     def function(*inputs: Any) -> Any:
+        inputs = tuple(home.xp.asarray(x) if type(x) is _ndarray else x for x in inputs)
         narrow = next((x.dtype for x in inputs if isinstance(x, home.raw) and x.dtype in op.widened), None)
         if narrow is None:
             return home.xp.asarray(ufunc(*inputs))
@@ -101,7 +123,10 @@ def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Call
     def function(*inputs: Any) -> Any:
         arrays: Sequence[Any] = inputs
         if not plain:
-            arrays = [x if x is None or isinstance(x, kind) else xp.asarray(x, given) for x in inputs]
+            arrays = [
+                x if x is None or isinstance(x, kind) else xp.asarray(x, None if isinstance(x, _ndarray) else given)
+                for x in inputs
+            ]
             arrays += (None,) * (number - len(arrays))
         if narrow:
             arrays = [a.astype(FLOAT32) if a is not None and a.dtype in NARROW else a for a in arrays]
@@ -127,7 +152,8 @@ def _kernel(op: Operator, inputs: Sequence[Any], attributes: Attributes) -> Call
             return function(*inputs)
         if strides is None:
             return x.reshape(shape)
-        return home.view(x, shape, tuple(s * x.itemsize for s in strides), 0)
+        where = home if isinstance(x, kind) else HOST
+        return where.view(x, shape, tuple(s * x.itemsize for s in strides), 0)
 
     return view
 
@@ -271,6 +297,9 @@ def _raw(value: Any, narrow: bool) -> Any:
         return array.astype(FLOAT32) if narrow and array.dtype in NARROW else array
     if type(value) is list:
         return tuple(_raw(v, narrow) for v in value)
+    home = computing()
+    if home is not None and isinstance(value, np.ndarray) and not isinstance(value, home.raw):
+        value = home.xp.asarray(value)  # of the host: a constant
     if isinstance(value, np.generic | np.ndarray) and narrow and value.dtype in NARROW:
         return value.astype(FLOAT32)
     return value

@@ -1,0 +1,72 @@
+"""Operators on a device with streams: the values are the host's, and those that run on the host have to."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+
+import vardag as vd
+from vardag import nd
+from vardag.engine import Engine
+from vardag.ndarray import _simulated
+from vardag.ndarray.device import device_of
+from vardag.operators import elsewhere
+from vardag.operators.schema import registry
+from vardag.operators.testing import Subject
+
+DEVICE = nd.Context("simulated", 0)
+SUBJECTS = {op.name: Subject(op, op.samples, None) for op in registry if op.samples}
+
+
+@pytest.fixture(autouse=True)
+def engine():
+    _simulated.world.reset(0)
+    with Engine(workers=2) as own:
+        yield
+        with contextlib.suppress(vd.Error, ExceptionGroup):
+            own.wait_for_all()
+    device_of(DEVICE).lost = None
+
+
+def on_the_device(case):
+    with DEVICE:
+        return case.values(case.arrays())
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_values_are_those_of_the_host(name):
+    for case in SUBJECTS[name].cases:
+        expected = case.values(case.arrays())
+        for found, wanted in zip(on_the_device(case), expected, strict=True):
+            assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(elsewhere.HOST_KERNELS & SUBJECTS.keys() - {"CTCLoss", "ctc_backward"}))
+def test_what_runs_on_the_host_cannot_run_on_the_device(name, monkeypatch):
+    monkeypatch.setattr(elsewhere, "HOST_KERNELS", frozenset())
+    with pytest.raises(Exception, match=r"host's memory|memory|__array_ufunc__|scipy"):
+        for case in SUBJECTS[name].cases:
+            on_the_device(case)
+
+
+def test_host_kernels_are_operators():
+    assert all(name in registry for name in elsewhere.HOST_KERNELS)
+
+
+def test_a_seed_gives_the_same_numbers_everywhere():
+    found = []
+    for context in (nd.cpu(), DEVICE):
+        vd.ndarray.random.seed(5)
+        with context:
+            found.append(nd.random.normal(shape=(100,)).asnumpy())
+    assert found[0].tobytes() == found[1].tobytes()
+
+
+def test_host_arrays_meet_device_arrays_as_copies():
+    with DEVICE:
+        x = nd.zeros((2, 3))
+        x[:] = np.arange(6).reshape(2, 3)
+        assert (x + 1).asnumpy().tolist() == [[1, 2, 3], [4, 5, 6]]
