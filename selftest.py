@@ -1,9 +1,11 @@
-"""Chaos on this machine: ``python -m vardag.selftest [seconds] [--seed N]``.
+"""Chaos on this machine: ``python -m vardag.selftest [seconds] [--seed N]``; or a device: ``--device 'gpu(0)'``.
 
 Rounds of random programs until the time is over.  All of a round follows from its seed, but for the moments at which
 threads and signals come.  What is compared is always the same: the values and the errors of every variable with those
 of the serial engine, which is given the operations in the order in which they were admitted; the engine's invariants
 must hold, bytes in flight be back at nothing, and nothing may hang.
+
+With `--device` every operator runs with its samples on that device and on the host, and the values are compared.
 
 Ends with 0 if nothing deviated; with 1 on a deviation, naming the seed; with 2 on wrong arguments; with 3 if a round
 hangs, after printing the stacks of all threads.
@@ -78,12 +80,41 @@ def table(counts: dict[str, list[int]]) -> Iterator[str]:
         yield f"{what:12} {row[0]:8} {row[1]:12} {row[2]:8} {row[3]:10}"
 
 
+def on_device(text: str) -> int:
+    """Every operator's samples on a device beside the host; how many operators deviate."""
+    import numpy as np
+
+    from .ndarray.context import CPU_0, named
+    from .operators.schema import registry
+    from .operators.testing import Subject
+
+    context, deviations, calls = named(text), 0, 0
+    for op in registry:
+        for case in Subject(op, op.samples, None).cases:
+            calls += 1
+            try:
+                with CPU_0:
+                    wanted = case.values(case.arrays())
+                with context:
+                    found = case.values(case.arrays())
+                for a, b in zip(found, wanted, strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+            except Exception as error:
+                deviations += 1
+                print(f"DEVIATION of {op.name}: {type(error).__name__}: {error}", flush=True)
+    print(f"vardag selftest: {calls} calls on {context} and on the host, deviations: {deviations}", flush=True)
+    return min(deviations, 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run rounds; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vardag.selftest", description="Chaos tests of the engine.")
     parser.add_argument("seconds", nargs="?", type=float, help="how long (default 5)")
     parser.add_argument("--seed", type=int, help="this round only: once, or over and over for the given seconds")
+    parser.add_argument("--device", help="compare every operator on it with the host, for example 'gpu(0)'")
     given = parser.parse_args(arguments)
+    if given.device is not None:
+        return on_device(given.device)
     once = given.seed is not None and given.seconds is None
     seconds = 0.0 if once else 5.0 if given.seconds is None else given.seconds
     seed = first = random.SystemRandom().randrange(10**9) if given.seed is None else given.seed

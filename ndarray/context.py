@@ -99,18 +99,22 @@ def gpu(device_id: int = 0) -> Context:
 CPU_0 = Context("cpu", 0)
 
 
-def _of_the_environment() -> Context:
-    """The default context: VARDAG_DEFAULT_CONTEXT, such as ``gpu(0)``, else ``cpu(0)``."""
-    text = os.environ.get("VARDAG_DEFAULT_CONTEXT", "")
+def named(text: str) -> Context:
+    """The context that is written like this: ``gpu(0)``.
+
+    Raises
+    ------
+    ArgumentError
+        At the call, for anything else.
+    """
     name, _, number = text.removesuffix(")").partition("(")
-    if not text:
-        return CPU_0
     if not number.isdigit():
-        raise ArgumentError(f"[Context] VARDAG_DEFAULT_CONTEXT={text!r}: a context such as gpu(0) expected")
+        raise ArgumentError(f"[Context] {text!r}: a context such as gpu(0) expected")
     return Context(name, int(number))
 
 
-DEFAULT = _of_the_environment()
+#: VARDAG_DEFAULT_CONTEXT, else cpu(0)
+DEFAULT = named(os.environ.get("VARDAG_DEFAULT_CONTEXT") or "cpu(0)")
 _current: ContextVar[Context] = ContextVar("vardag_context", default=DEFAULT)
 
 

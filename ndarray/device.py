@@ -106,9 +106,14 @@ FACTORIES: dict[str, Callable[[int], Any]] = {"gpu": _gpu, "simulated": _simulat
 _devices: dict[Context, Any] = {}
 
 
+def devices_in_use() -> tuple[Any, ...]:
+    """The devices with streams that arrays were made on."""
+    return tuple(_devices.values())
+
+
 def release() -> int:
     """Give back what devices keep for later; the bytes."""
-    return sum(device.release() for device in tuple(_devices.values()))
+    return sum(device.release() for device in devices_in_use())
 
 
 low_memory_hooks.append(release)

@@ -16,7 +16,7 @@ from . import array as array_room
 from ._late import nd_face
 from .array import Array
 from .context import Context
-from .device import RawArray
+from .device import RawArray, devices_in_use
 from .dtype import FLOAT32, as_dtype
 from .line import READ_ONLY
 from .reading import describe
@@ -164,9 +164,12 @@ def empty(shape: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray:
 
 
 def waitall(timeout: float | None = None) -> None:
-    """Wait until all operations pushed before this call have finished.
+    """Wait until all operations pushed before this call have finished, on devices too.
 
     Sync: blocks.   Raises: an exception group with every error that nobody has seen yet; EngineTimeout after `timeout`
     seconds.
     """
-    _engine.current().wait_for_all(timeout)
+    engine = _engine.current()
+    engine.wait_for_all(timeout)
+    for device in devices_in_use():
+        device.wait_quiet(engine, timeout)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..engine import Error, InternalError, Kind, Operation
+from ..engine import Engine, Error, InternalError, Kind, Operation
 from ..engine.claims import here_and_now
 from .dtype import DType
 from .shape import Shape
@@ -246,11 +246,15 @@ class Accelerator:
         """
         made = list(dict.fromkeys(writes))
         read = [b for b in dict.fromkeys(reads) if b not in made]
+        for buffer in read:
+            if buffer.remote is None and buffer.device is not self:  # not below, where this device's lock is held
+                there: Any = buffer.device
+                there.enqueue(there.compute, (), (buffer,), buffer.allocate, "memory")
         with self.lock, self._loses(), self.driver.on(stream.native):
             outer, self.current = self.current, stream
             try:
-                for buffer in read:
-                    self._await(stream, self._of(buffer).written)
+                for buffer in read:  # what nobody has written has memory all the same: nd.empty
+                    self._await(stream, (buffer.remote or self.remote(buffer)).written)
                 for buffer in made:
                     if buffer.remote is not None:
                         self._await(stream, buffer.remote.written)
@@ -266,13 +270,6 @@ class Accelerator:
             finally:
                 self.current = outer
         return mark
-
-    def _of(self, buffer: Buffer) -> Remote:
-        if buffer.remote is None:  # read before anybody has written it: nd.empty
-            device: Any = buffer.device
-            device.enqueue(device.compute, (), (buffer,), buffer.allocate, "memory")
-        assert buffer.remote is not None, "just taken"
-        return buffer.remote
 
     def _await(self, stream: Stream, mark: Mark | None) -> None:
         event = None if mark is None else mark.event  # read once: another device may find that it has passed
@@ -374,6 +371,19 @@ class Accelerator:
             self.synchronize(None if remote is None else remote.written)
 
         return Operation(Kind.KERNEL, run, f"wait for {self.name}", lane=self.copy_out.lane)
+
+    def wait_quiet(self, engine: Engine, timeout: float | None) -> None:
+        """Wait until all that is enqueued now has happened.  Sync: blocks."""
+
+        def run() -> None:
+            for stream in (self.compute, self.copy_in, self.copy_out):
+                with self.lock:
+                    last = stream.pending[-1][0] if stream.pending else None
+                self.synchronize(last)
+
+        operation = Operation(Kind.KERNEL, run, f"wait for {self.name}", lane=self.copy_out.lane)
+        engine.admit(lambda: (operation, (), (), (), [], [], False))
+        operation.wait(timeout)
 
     def __repr__(self) -> str:
         return f"<{self.name}>"

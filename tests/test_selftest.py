@@ -119,3 +119,16 @@ def test_a_hang_prints_the_stacks() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(SystemExit, match="2"):
         selftest.main(["soon"])
+
+
+def test_a_device_is_compared_with_the_host() -> None:
+    done = run("", "--device", "simulated(0)")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\d{3} calls on simulated\(0\) and on the host, deviations: 0", done.stdout)
+
+
+def test_a_device_that_deviates_is_named() -> None:
+    broken = "from vardag.operators import elsewhere\nelsewhere.HOST_KERNELS = frozenset()"
+    done = run(broken, "--device", "simulated(0)")
+    assert done.returncode == 1
+    assert "DEVIATION of csr_dot" in done.stdout

@@ -150,6 +150,30 @@ def test_an_operation_is_done_when_it_is_enqueued(monkeypatch):
     assert memory.reached == memory.planned
 
 
+def test_waitall_waits_for_devices(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    x = nd.ones((4,), ctx=ONE) + 1
+    nd.waitall()
+    memory = x._chunk.buffer.remote.raw.memory
+    assert memory.reached == memory.planned
+
+
+def test_memory_that_nobody_has_written_crosses_both_ways():
+    made = []
+
+    def work(here, there):
+        for _ in range(50):
+            made.append(nd.empty((3,), ctx=here).copyto(there))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in ((ONE, TWO), (TWO, ONE))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    nd.waitall()
+    assert {x.shape for x in made} == {(3,)}
+
+
 def test_events_are_used_again():
     device = accelerator(ONE)
     x = nd.ones((4,), ctx=ONE)
