@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextvars import Token
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -136,7 +137,13 @@ class Finder:
         results = [r for r in launch.results[: len(op.outputs)] if r is not None]
         operands = [(op.input_name(i), o) for i, o in enumerate(launch.operands)]
         self._follow([r[0] for r in results])
-        looks = _Looks(launch.run, text, self.infinite, operands, [r[:4] for r in results])
+        device: Any = results[0][0].device
+        run = partial(launch.there, device) if device.queued else launch.run
+        looks = _Looks(run, text, self.infinite, operands, [r[:4] for r in results])
+        if device.queued:
+            return device.operation(  # type: ignore[no-any-return]
+                op.name, looks, *launch.uses(), operands=words, nbytes=launch.weigh
+            )
         return Operation(Kind.KERNEL, looks, op.name, operands=words, nbytes=launch.weigh)
 
     def backward(self, launch: GradientLaunch, recorded_at: str) -> Operation:
@@ -147,6 +154,11 @@ class Finder:
         text = f"[{launch.op.name}] its gradient, recorded at {recorded_at},"
         looks = _Looks(launch, text, self.infinite, operands, [(b, meta[0], None, 0) for _, meta, b in outs])
         name, words = f"backward of {launch.op.name}", f"recorded at {recorded_at}"
+        device: Any = outs[0][2].device
+        if device.queued:
+            return device.operation(  # type: ignore[no-any-return]
+                name, looks, launch.used(), [b for _, _, b in outs], operands=words, nbytes=launch.weigh
+            )
         return Operation(Kind.KERNEL, looks, name, operands=words, nbytes=launch.weigh)
 
     def _follow(self, buffers: list[Buffer]) -> None:

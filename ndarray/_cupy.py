@@ -20,6 +20,10 @@ from .dtype import DType
 from .shape import Shape
 
 
+#: CUDA's numbers of the errors after which a device goes on: invalid value, out of memory, invalid resource handle
+REFUSED = {1, 2, 400}
+
+
 @cache
 def _cupy() -> Any:
     """The package, None if it is not installed or does not fit this machine."""
@@ -109,13 +113,7 @@ class CuPyDriver:
 
     def fatal(self, error: BaseException) -> bool:
         """Of CUDA's runtime, but for memory that ran out and launches that were refused."""
-        runtime = self.cupy.cuda.runtime
-        refused = {
-            runtime.cudaErrorMemoryAllocation,
-            runtime.cudaErrorInvalidValue,
-            runtime.cudaErrorInvalidResourceHandle,
-        }
-        return isinstance(error, runtime.CUDARuntimeError) and error.status not in refused
+        return isinstance(error, self.cupy.cuda.runtime.CUDARuntimeError) and error.status not in REFUSED
 
     def release(self) -> int:
         pool = self.cupy.get_default_memory_pool()

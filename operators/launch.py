@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,25 +118,26 @@ class Launch:
 
     def operation(self, device: Any, words: Any) -> Operation:
         """The operation on a device with streams."""
-        reads = [o[0] for o in self.operands if type(o) is tuple]
+        return device.operation(  # type: ignore[no-any-return]
+            self.op.name, partial(self.there, device), *self.uses(), operands=words, nbytes=self.weigh
+        )
+
+    def uses(self) -> tuple[list[Buffer], list[Buffer]]:
+        """The buffers that it reads, and those that it changes."""
         changed = {self.op.inputs.index(name) for name in self.op.updates}
+        reads = [o[0] for o in self.operands if type(o) is tuple]
         writes = [r[0] for r in self.results if r is not None]
         writes += [o[0] for i, o in enumerate(self.operands) if i in changed and type(o) is tuple]
+        return reads, writes
 
-        def function() -> None:
-            if on_host(self.op):
-                self._by_the_host(device)
-            else:
-                arrays, raws = self._memory()
-                host = HOST.raw
-                given = [
-                    device.xp.asarray(a) if isinstance(a, host) and not isinstance(a, device.raw) else a for a in arrays
-                ]
-                do(self._steps(given, raws))
-
-        return device.operation(  # type: ignore[no-any-return]
-            self.op.name, function, reads, writes, operands=words, nbytes=self.weigh
-        )
+    def there(self, device: Any) -> None:
+        """Enqueue everything on the device for which this thread runs kernels."""
+        if on_host(self.op):
+            self._by_the_host(device)
+            return
+        arrays, raws = self._memory()
+        given = [device.xp.asarray(a) if type(a) is HOST.raw else a for a in arrays]
+        do(self._steps(given, raws))
 
     def _by_the_host(self, device: Any) -> None:
         """Fetch what it reads, compute on the host, and bring back what it writes (elsewhere.py)."""

@@ -376,7 +376,7 @@ _VIEWS: dict[str, Any] = {"shape": (2,), "strides": (2,), "offset": 1, "indices"
 def strided(xp: Any, x: Any, *, shape: Any, strides: Any, offset: int, indices: Any, out: Any) -> None:
     """The elements of x that a view shows."""
     x = xp.ascontiguousarray(x)
-    out[...] = _region(x, shape, strides, offset) if indices is None else x.reshape(-1)[indices]
+    out[...] = _region(x, shape, strides, offset) if indices is None else x.reshape(-1)[xp.asarray(indices)]
 
 
 strided.grad(x=lambda F, g, x_shape, **view: F.strided_scatter(g, base=x_shape, **view))
@@ -386,11 +386,11 @@ def _scatter(metas: Metas, attributes: Attributes) -> Inferred:
     return ((attributes["base"], _first(metas)[1]),), attributes
 
 
-def _fill(out: Any, value: Any, shape: Any, strides: Any, offset: int, indices: Any) -> None:
+def _fill(xp: Any, out: Any, value: Any, shape: Any, strides: Any, offset: int, indices: Any) -> None:
     if indices is None:
         _region(out, shape, strides, offset)[...] = value
     else:
-        out.reshape(-1)[indices] = value
+        out.reshape(-1)[xp.asarray(indices)] = value
 
 
 @operator("strided_scatter", infer=_scatter, widen=False, samples=[Sample((2,), base=(2, 3), **_VIEWS)], nd=False)
@@ -400,7 +400,7 @@ def strided_scatter(
     """Zeros of the shape `base`, with x where a view lies."""
     out = _own(out)
     out[...] = 0
-    _fill(out, x.reshape(shape), shape, strides, offset, indices)
+    _fill(xp, out, x.reshape(shape), shape, strides, offset, indices)
 
 
 def _own(out: Any) -> Any:
@@ -421,9 +421,9 @@ def strided_assign(
     xp: Any, base: Any, value: Any, *, shape: Any, strides: Any, offset: int, indices: Any, out: Any
 ) -> None:
     """base with value where a view lies: what a recorded write to a part of an array means."""
-    out = _own(out)
+    out, value = _own(out), xp.asarray(value)
     out[...] = base
-    _fill(out, value.reshape(shape) if value.size == math.prod(shape) else value, shape, strides, offset, indices)
+    _fill(xp, out, value.reshape(shape) if value.size == math.prod(shape) else value, shape, strides, offset, indices)
 
 
 strided_assign.grad(

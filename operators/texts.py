@@ -94,7 +94,7 @@ def _ufunc_there(ufunc: Any, op: Operator, home: Any) -> Callable[..., Any]:
     ufunc = ufunc_of(home, ufunc)
 
     def function(*inputs: Any) -> Any:
-        inputs = tuple(home.xp.asarray(x) if type(x) is _ndarray else x for x in inputs)
+        inputs = tuple(home.xp.asarray(x) if type(x) is HOST.raw else x for x in inputs)
         narrow = next((x.dtype for x in inputs if isinstance(x, home.raw) and x.dtype in op.widened), None)
         if narrow is None:
             return home.xp.asarray(ufunc(*inputs))

@@ -2,7 +2,7 @@
 
     python tests/operators/cupy_names.py
 
-A test machine needs no CuPy then: the wheel has a hundred megabytes, warns where no GPU is, and the names change with
+A test machine needs no CuPy then: the wheel and what it needs take some 290 MB, and the names change with
 its releases only.  test_cupy.py compares the file with CuPy where that is installed.
 """
 
