@@ -19,7 +19,6 @@ import numpy as np
 from .dtype import DType
 from .shape import Shape
 
-
 #: CUDA's numbers of the errors after which a device goes on: invalid value, out of memory, invalid resource handle
 REFUSED = {1, 2, 400}
 
