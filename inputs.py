@@ -16,7 +16,8 @@ import numpy as np
 
 from . import engine as _engine
 from .engine import ArgumentError, ArgumentTypeError, Operation
-from .ndarray import array
+from .ndarray import Array, Context, array
+from .ndarray.reading import describe
 
 END = object()
 
@@ -343,8 +344,42 @@ def batches(
     return Batches(arrays, batch_size, shuffle, seed, last)
 
 
+def split_and_load(data: Any, ctx_list: Sequence[Context], batch_axis: int = 0, even_split: bool = True) -> list[Any]:
+    """A batch in as many parts as there are contexts, each on its own: data parallelism in one process.
+
+    Parameters
+    ----------
+    data : array, NumPy array, or nested sequences
+        The batch.
+    ctx_list : sequence of Context
+    batch_axis : int
+        The axis that is cut.
+    even_split : bool
+        Whether the parts must be of one length.  If not, the last one is longer.
+
+    Sync: never blocks.   Raises: ArgumentError at the call, if the batch cannot be cut like that.   Gradient: g, in its
+    place.   Source: MXNet gluon.utils.split_and_load.
+
+    >>> from vardag import io, nd
+    >>> [part.shape for part in io.split_and_load(nd.ones((6, 2)), [nd.cpu(0), nd.cpu(1)])]
+    [(3, 2), (3, 2)]
+    """
+    whole, contexts = data if isinstance(data, Array) else array(data), list(ctx_list)
+    if not contexts or not -whole.ndim <= batch_axis < whole.ndim:
+        raise ArgumentError(f"[split_and_load] {describe(whole)}: contexts, and one of its axes to cut, expected")
+    length, count = whole.shape[batch_axis], len(contexts)
+    if length < count or (even_split and length % count):
+        raise ArgumentError(f"[split_and_load] {describe(whole)}: axis {batch_axis} cannot be cut into {count} parts")
+    step, parts = length // count, []
+    for i, context in enumerate(contexts):
+        high = length if i == count - 1 else (i + 1) * step
+        key = (*[slice(None)] * (batch_axis % whole.ndim), slice(i * step, high))
+        parts.append(whole[key].as_in_context(context))
+    return parts
+
+
 def _as_array(value: Any) -> Any:
     if hasattr(value, "wait_to_read"):
         return value
     host = np.asarray(value)
-    return array(host, dtype=host.dtype)  # type: ignore[operator]
+    return array(host, dtype=host.dtype)

@@ -191,6 +191,7 @@ class SimulatedDriver:
         self.xp: Any = SimulatedNumPy()
         self.special: Any = SimulatedSpecial()
         self.used = 0
+        self.streams: list[SimulatedStream] = []
         self.fail: BaseException | None = None
         self.capacity = CAPACITY
         #: how often the host has waited
@@ -200,6 +201,7 @@ class SimulatedDriver:
         with world.lock:
             new = SimulatedStream()
             world.streams.append(new)
+            self.streams.append(new)
             return new
 
     @contextmanager
@@ -322,7 +324,17 @@ class SimulatedDriver:
         return isinstance(error, Fault)
 
     def release(self) -> int:
-        return 0
+        with world.lock:
+            if world.fault is not None:
+                return 0
+            self.drain()
+            before = self.used
+            for stream in self.streams:
+                for size, shelf in stream.free.items():
+                    while shelf:
+                        shelf.pop().memory.ticket = None
+                        self.used -= size
+            return before - self.used
 
     def memory_info(self) -> tuple[int, int]:
         return self.capacity - self.used, self.capacity

@@ -108,21 +108,37 @@ def test_gradients_across_memories():
 
 
 def test_data_parallel_training():
-    """Two devices with half of the batch each; gradients summed by copies: one step equals that of the whole batch."""
+    """Half of each batch on each device, gradients summed by copies: the weights of training on the whole batches."""
     rng = np.random.default_rng(0)
-    batch, weight = rng.standard_normal((8, 4)).astype("f4"), rng.standard_normal((4, 2)).astype("f4")
+    batches, start = rng.standard_normal((5, 8, 4)).astype("f4"), rng.standard_normal((4, 2)).astype("f4")
 
-    def gradient(part, ctx):
-        w = nd.array(weight, ctx=ctx)
-        w.attach_grad()
-        with autograd.record():
-            loss = (nd.dot(nd.array(part, ctx=ctx), w) ** 2).sum()
-        loss.backward()
-        return w.grad
+    def train(contexts):
+        weights = [nd.array(start, ctx=ctx) for ctx in contexts]
+        for w in weights:
+            w.attach_grad()
+        for batch in batches:
+            parts = vd.io.split_and_load(batch, contexts)
+            with autograd.record():
+                losses = [(nd.dot(part, w) ** 2).sum() for part, w in zip(parts, weights, strict=True)]
+            autograd.backward(losses)
+            total = sum((w.grad.as_in_context(contexts[0]) for w in weights[1:]), weights[0].grad.copy())
+            for w in weights:
+                nd.sgd_update(w, total.as_in_context(w.context), lr=0.01, out=w)
+        return weights[-1].asnumpy()
 
-    halves = [gradient(part, ctx) for part, ctx in zip(np.split(batch, 2), (ONE, TWO), strict=True)]
-    total = halves[0] + halves[1].as_in_context(ONE)
-    np.testing.assert_allclose(total.asnumpy(), gradient(batch, nd.cpu()).asnumpy(), rtol=1e-5)
+    np.testing.assert_allclose(train([ONE, TWO]), train([nd.cpu()]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_is_cut_for_contexts():
+    x = nd.arange(10).reshape((5, 2))
+    parts = vd.io.split_and_load(x, [ONE, TWO], even_split=False)
+    assert [part.context for part in parts] == [ONE, TWO]
+    assert [part.shape for part in parts] == [(2, 2), (3, 2)]
+    assert np.concatenate([part.asnumpy() for part in parts]).tolist() == x.asnumpy().tolist()
+    assert [part.shape for part in vd.io.split_and_load(x, [ONE, TWO], batch_axis=1)] == [(5, 1), (5, 1)]
+    for wrong in ({"even_split": True}, {"batch_axis": 2}):
+        with pytest.raises(ValueError, match="split_and_load"):
+            vd.io.split_and_load(x, [ONE, TWO], **wrong)
 
 
 # ---- the host waits once ---------------------------------------------------------------------------------------------
