@@ -112,10 +112,11 @@ class SimulatedEvent:
 class SimulatedStream:
     """Tasks, events to pass: (event, number), and events to wait for: (event, number, None)."""
 
-    __slots__ = ("free", "tasks")
+    __slots__ = ("free", "lock", "tasks")
 
     def __init__(self) -> None:
         self.tasks: deque[Any] = deque()
+        self.lock = threading.RLock()  # what one thread gives it at a time is one task
         self.free: dict[int, deque[Ticket]] = {}
 
     def add(self, *uses: Any) -> None:
@@ -207,6 +208,7 @@ class SimulatedDriver:
     @contextmanager
     def on(self, stream: SimulatedStream) -> Iterator[Scope]:
         outer = local.scope
+        stream.lock.acquire()
         scope = Scope(self, stream)
         local.scope = scope
         try:
@@ -217,6 +219,7 @@ class SimulatedDriver:
                 raise Fault(f"{self}: the scope of one thread is left by another")
             with world.lock:
                 scope.end()
+            stream.lock.release()
         with world.lock:
             while world.random.random() < CHANCE and world.step():
                 pass

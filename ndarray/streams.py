@@ -16,8 +16,9 @@ ERRORS.  What a kernel raises while it is enqueued is its operation's, memory th
 reports later belongs to nobody in particular: the device is *lost*, everything that uses it fails with a `DeviceError`
 that lists what was enqueued since the host last waited for it.
 
-Everything here is guarded by the device's lock, held while a kernel of the library is enqueued, never while the host
-waits.  It is reentrant: a finalizer in there may run operations of its own.
+Marks, events and `seen` are guarded by the device's lock, which is held before and after a kernel and never while one
+is enqueued: a finalizer in there may wait for other lanes, which need it.  Two threads (of several engines, say) may so
+enqueue on one stream at a time; their operations are independent of each other, each has its mark behind it.
 """
 
 from __future__ import annotations
@@ -178,7 +179,6 @@ class Accelerator:
         self.compute = Stream(driver.stream(), name)
         self.copy_in = Stream(driver.stream(), f"{name}-copy-in")
         self.copy_out = Stream(driver.stream(), f"{name}-copy-out")
-        self.current: Stream | None = None
         self.idle: list[Any] = []  # events
         self.enqueued: deque[str] = deque(maxlen=REMEMBERED)  # since the host last waited for all
         self.lost: str | None = None
@@ -203,17 +203,17 @@ class Accelerator:
         """The buffer's memory, taken now if nobody has taken it yet."""
         found = buffer.remote
         if found is None:
-            if self.current is None:
+            if _now.stream is None:
                 raise InternalError(f"[{self.name}] memory is taken outside of an operation")
-            found = buffer.remote = Remote(self.empty(buffer.shape, buffer.dtype), self.current)
+            found = buffer.remote = Remote(self.empty(buffer.shape, buffer.dtype), _now.stream)
         return found
 
     def adopt(self, buffer: Buffer, raw: RawArray) -> None:
         """Take what a kernel has made as the buffer's memory, or copy it."""
         if buffer.remote is None and raw.base is None and raw.flags.c_contiguous and raw.dtype == buffer.dtype:
-            if self.current is None:
+            if _now.stream is None:
                 raise InternalError(f"[{self.name}] memory is adopted outside of an operation")
-            buffer.remote = Remote(raw if raw.shape == buffer.shape else raw.reshape(buffer.shape), self.current)
+            buffer.remote = Remote(raw if raw.shape == buffer.shape else raw.reshape(buffer.shape), _now.stream)
         else:
             buffer.view(raw.shape)[...] = raw
 
@@ -250,26 +250,32 @@ class Accelerator:
             if buffer.remote is None and buffer.device is not self:  # not below, where this device's lock is held
                 there: Any = buffer.device
                 there.enqueue(there.compute, (), (buffer,), buffer.allocate, "memory")
-        with self.lock, self._loses(), self.driver.on(stream.native):
-            outer, self.current = self.current, stream
+        with self._loses(), self.driver.on(stream.native):
+            before, outer = compute_on(self), _now.stream
+            _now.stream = stream
             try:
-                for buffer in read:  # what nobody has written has memory all the same: nd.empty
-                    self._await(stream, (buffer.remote or self.remote(buffer)).written)
-                for buffer in made:
-                    if buffer.remote is not None:
-                        self._await(stream, buffer.remote.written)
-                        for mark in buffer.remote.read.values():
-                            self._await(stream, mark)
-                self.enqueued.append(words)
-                before = compute_on(self)
+                with self.lock:
+                    self._prepare(stream, read, made)
+                    self.enqueued.append(words)
                 try:
                     function()
                 finally:
-                    compute_on(before)
-                    mark = self._mark(stream, read, made, keeps)
+                    with self.lock:
+                        mark = self._mark(stream, read, made, keeps)
             finally:
-                self.current = outer
+                _now.stream = outer
+                compute_on(before)
         return mark
+
+    def _prepare(self, stream: Stream, read: list[Buffer], made: list[Buffer]) -> None:
+        """Let the stream wait for who used the buffers."""
+        for buffer in read:  # what nobody has written has memory all the same: nd.empty
+            self._await(stream, (buffer.remote or self.remote(buffer)).written)
+        for buffer in made:
+            remote = buffer.remote
+            if remote is not None:
+                for mark in (remote.written, *remote.read.values()):
+                    self._await(stream, mark)
 
     def _await(self, stream: Stream, mark: Mark | None) -> None:
         event = None if mark is None else mark.event  # read once: another device may find that it has passed
@@ -391,6 +397,7 @@ class Accelerator:
 
 class _Now(threading.local):
     device: Any = None
+    stream: Stream | None = None
 
 
 _now = _Now()

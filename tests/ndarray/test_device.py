@@ -190,6 +190,22 @@ def test_memory_that_nobody_has_written_crosses_both_ways():
     assert {x.shape for x in made} == {(3,)}
 
 
+@pytest.mark.parametrize("kind", ["NaiveEngine", "ThreadedEnginePooled", "ThreadedEnginePerDevice"])
+def test_a_wait_within_a_kernel(kind):
+    """As of a finalizer that runs in there: it needs the other lanes, which need the device."""
+    found = []
+    with Engine(kind=kind):
+        y = nd.arange(3, ctx=ONE) + 1
+
+        @vd.operator
+        def waits_inside(xp, x, *, out):
+            found.append(y.asnumpy(timeout=30).tolist())
+            out[...] = x
+
+        assert waits_inside(nd.ones((2,), ctx=ONE)).asnumpy().tolist() == [1, 1]
+    assert found == [[1, 2, 3]]
+
+
 def test_events_are_used_again():
     device = accelerator(ONE)
     x = nd.ones((4,), ctx=ONE)
@@ -298,7 +314,7 @@ def test_memory_of_another_device_is_refused():
 
 def test_a_scope_belongs_to_its_thread():
     device = accelerator(ONE)
-    scope = device.driver.on(device.compute.native)
+    scope = device.driver.on(device.driver.stream())
     entering = threading.Thread(target=scope.__enter__)
     entering.start()
     entering.join()
