@@ -49,17 +49,23 @@ unrung: deque[Mailbox] = deque()
 class Mailbox(SimpleQueue[Any]):
     """What one event loop hears of operations: the queue, its waiters, and how to call it."""
 
-    __slots__ = ("called", "due", "held", "hosted", "looking", "loop", "stand_in", "unwatched", "waiting")
+    __slots__ = (
+        "delivered", "due", "held", "hosted", "looking", "loop", "overdue", "stand_in", "uncalled", "unwatched",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
         self.stand_in = False  # a thread runs operations for the worker that this loop keeps
-        self.called = False  # the loop has been called and has not come to look.  Single stores
+        # Empty: the loop has been called and has not come to look.  Who calls it takes the element, so only one does.
+        self.uncalled: list[None] = [None]
         self.waiting: dict[Any, dict[Any, None]] = {}  # operation (or held push) -> its waiters, in their order
         self.due: deque[Any] = deque()  # waiters to settle
         self.held: dict[Any, None] = {}  # pushes of this loop's tasks that are held: see aio.py
         self.hosted: set[Operation] = set()  # async operations that this loop runs; may hold some that are done
         self.looking = False
+        self.delivered = 0  # how often it has come to look
+        self.overdue = -1  # that number when `look` found that the loop was called and had not come, else -1
         self.unwatched: list[Operation] = []  # awaited, and nobody told of it so far, since T was not free
 
     # ------------------------------------------------------------------------------------------------ any thread
@@ -81,13 +87,17 @@ class Mailbox(SimpleQueue[Any]):
 
     def ring(self) -> None:
         """Have the loop look, unless it has been called already."""
-        if not self.called:
-            self.called = True  # never set once it is called, for by then it may have come: race "mail-before-look"
-            try:
-                self.call(self.deliver)
-            except BaseException:
-                self.called = False
-                raise
+        if self.uncalled:
+            with suppress(IndexError):  # another one was faster
+                self.uncalled.pop()
+                self._call_it()
+
+    def _call_it(self) -> None:
+        try:
+            self.call(self.deliver)
+        except BaseException:
+            self.uncalled[:] = (None,)
+            raise
 
     # ------------------------------------------------------------------------------------------------ the loop's own
     def is_here(self) -> bool:
@@ -154,12 +164,12 @@ class Mailbox(SimpleQueue[Any]):
                 self.put(op)  # it has ended by now
         del self.unwatched[-len(ops) :]
         if not self.empty():
-            self.called = True
-            self.later(0, self.deliver)
+            self.later(0, self.ring)
 
     def deliver(self) -> None:
         """Settle whose operations are done; the rest of them in the next turn."""
-        self.called = False  # before the look: race "mail-before-look"
+        self.uncalled[:] = (None,)  # before the look: race "mail-before-look"
+        self.delivered += 1
         due = self.due
         self.sort()
         for _ in range(min(CHUNK, len(due))):
@@ -181,8 +191,10 @@ class Mailbox(SimpleQueue[Any]):
             return
         self.later(SLICE, self.look)
         ring_all()
-        if self.due or not self.empty():
+        # A ring that is on its way comes by itself, in a turn of its own; not so one that was lost a slice ago.
+        if (self.due or not self.empty()) and (self.uncalled or self.overdue == self.delivered):
             self.deliver()
+        self.overdue = -1 if self.uncalled else self.delivered
         engines = {key.engine for key, _ in zip(self.waiting, range(AWAITED), strict=False)}
         for engine in engines:
             engine._look_after()

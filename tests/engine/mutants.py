@@ -122,9 +122,9 @@ MUTANTS = {
     # ---- event loops
     "mail-before-look": Mutant(
         "a loop that takes its mail may be called again before it looks",
-        (("engine/mail.py", "        self.called = False  # before the look: race \"mail-before-look\"\n", ""),
+        (("engine/mail.py", "        self.uncalled[:] = (None,)  # before the look: race \"mail-before-look\"\n", ""),
          ("engine/mail.py", "            self.ring()\n\n    def sort",
-          "            self.ring()\n        self.called = False\n\n    def sort")),
+          "            self.ring()\n        self.uncalled[:] = (None,)\n\n    def sort")),
         "tests/engine/test_aio.py::test_a_completion_while_the_loop_takes_its_mail"),
     "ring-before-removal": one(
         "who rings for mail takes it off the list afterwards",
