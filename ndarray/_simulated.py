@@ -208,6 +208,9 @@ class SimulatedDriver:
     @contextmanager
     def on(self, stream: SimulatedStream) -> Iterator[Scope]:
         outer = local.scope
+        if outer is not None:  # what was launched before comes before
+            with world.lock:
+                outer.end()
         stream.lock.acquire()
         scope = Scope(self, stream)
         local.scope = scope

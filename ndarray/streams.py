@@ -176,6 +176,7 @@ class Accelerator:
         self.name, self.driver = name, driver
         self.xp, self.raw, self.special = driver.xp, driver.raw, driver.special
         self.lock = threading.RLock()
+        self.unwritten = threading.RLock()  # held by who takes memory for what nobody has written
         self.compute = Stream(driver.stream(), name)
         self.copy_in = Stream(driver.stream(), f"{name}-copy-in")
         self.copy_out = Stream(driver.stream(), f"{name}-copy-out")
@@ -247,9 +248,11 @@ class Accelerator:
         made = list(dict.fromkeys(writes))
         read = [b for b in dict.fromkeys(reads) if b not in made]
         for buffer in read:
-            if buffer.remote is None and buffer.device is not self:  # not below, where this device's lock is held
-                there: Any = buffer.device
-                there.enqueue(there.compute, (), (buffer,), buffer.allocate, "memory")
+            there: Any = buffer.device
+            if buffer.remote is None and there is not self:  # nobody has written it: memory is its own device's to take
+                with there.unwritten:
+                    if buffer.remote is None:
+                        there.enqueue(there.compute, (), (buffer,), buffer.allocate, "memory")
         with self._loses(), self.driver.on(stream.native):
             before, outer = compute_on(self), _now.stream
             _now.stream = stream
@@ -322,11 +325,12 @@ class Accelerator:
 
     def synchronize(self, mark: Mark | None) -> None:
         """Block until the stream has passed the mark.  Only on lanes' threads."""
-        if mark is None or mark.event is None:
+        event = None if mark is None else mark.event  # read once: another thread may find that it has passed
+        if event is None:
             return
         self.synchronisations += 1
         with self._loses():
-            self.driver.synchronize(mark.event)
+            self.driver.synchronize(event)
         with self.lock:
             for stream in (self.compute, self.copy_in, self.copy_out):
                 self._reap(stream, len(stream.pending))

@@ -16,7 +16,7 @@ import numpy as np
 from ..engine import Kind, Operation
 from .buffer import Admission, Buffer
 from .context import Context
-from .device import Place, RawArray, place_of
+from .device import HOST, Place, RawArray, place_of
 
 A = TypeVar("A", bound=Any)
 
@@ -62,11 +62,12 @@ def _operation(source: Buffer, geometry: Any, target: Buffer) -> Operation:
         name, lane = "copy to the host", here.copy_out.lane
 
         def run() -> None:
-            host = target.allocate()
+            host = HOST.empty(target.shape, target.dtype)  # the target's when the bytes are there, and not before
             mark = here.enqueue(
                 here.copy_out, (source,), (), lambda: here.driver.copy_out(source.view(*geometry), host), name, (host,)
             )
             here.synchronize(mark)
+            target.adopt(host)
 
     elif not here.queued:
         name, lane = "copy to the device", there.copy_in.lane

@@ -199,7 +199,9 @@ def test_a_wait_within_a_kernel(kind):
 
         @vd.operator
         def waits_inside(xp, x, *, out):
-            found.append(y.asnumpy(timeout=30).tolist())
+            temporary = x + 1
+            del temporary
+            found.append((y * 1).asnumpy(timeout=30).tolist())
             out[...] = x
 
         assert waits_inside(nd.ones((2,), ctx=ONE)).asnumpy().tolist() == [1, 1]
@@ -277,6 +279,26 @@ def test_memory_that_runs_out(monkeypatch):
     monkeypatch.undo()
     x[:] = 2
     assert x[0, 0].asscalar() == 2
+
+
+def test_a_copy_that_was_cut_writes_nothing_later(monkeypatch):
+    """The bytes come after its operation has failed, and after somebody else has written the target."""
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    device, x = accelerator(ONE), nd.ones((4,), ctx=ONE)
+    x._chunk.buffer.variable.writer.wait()
+    with monkeypatch.context() as cut:
+
+        def cut_off(event):
+            raise OSError("cut")
+
+        cut.setattr(device.driver, "synchronize", cut_off)
+        z = x.copyto(nd.cpu())
+        with pytest.raises(OSError, match="cut"):
+            z.wait_to_read()
+    z[:] = 5
+    z.wait_to_read()
+    nd.waitall()
+    assert z.asnumpy().tolist() == [5] * 4
 
 
 def test_a_lost_device_fails_everything_and_says_what_was_enqueued():
