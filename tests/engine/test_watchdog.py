@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -97,11 +98,13 @@ threading.Timer(0.5, gate.open).start()
 op.wait()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], env={"VARDAG_WATCHDOG": "0.05"}, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", program],
+        env={**os.environ, "VARDAG_WATCHDOG": "0.05"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert done.stderr.count("nothing has ended for") == 1
     assert "[stuck]" in done.stderr
     wrong = subprocess.run(
-        [sys.executable, "-c", program], env={"VARDAG_WATCHDOG": "soon"}, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", program],
+        env={**os.environ, "VARDAG_WATCHDOG": "soon"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert wrong.returncode and "VARDAG_WATCHDOG='soon'" in wrong.stderr
