@@ -3,35 +3,34 @@
 A function that is pushed with arrays is given memory of its own instead of theirs:
 
     reads    a copy that cannot be written, compared afterwards; so is the array's real memory
-    writes   a copy full of a *sentinel*: what is still there afterwards was not written, and a NaN with the sentinel's
-             bits was computed from what nobody wrote.  Then it is copied to the array
+    writes   a copy full of a *sentinel*: what is still there afterwards was not written, and what can be told to come
+             from it was computed from what nobody wrote.  Then it is copied to the array
     updates  a copy of the value, copied back
 
 When the function has ended its copies are filled with the sentinel.  Whoever kept one and writes there later is found
 when the next function ends, or at the end of the block.  Arrays that the function reaches by their handles without
-having declared them are refused there, unless it made them itself (the array room's `guards`).
+having declared them are refused there, unless it made them itself.
 
 Memory that other libraries write too (a pinned array's) is not copied but compared: they may be the function's way.
 Functions that are given variables only are watched at the handles, and nowhere else.
 
-Owns the block, the copies and the reports.  A fault is the operation's error, like any that its function raises, so it
+What is memory, a copy or a handle the array room knows (`Room`: ndarray/handles.py, sentinel.py).
+
+Owns the block, its rules and the reports.  A fault is the operation's error, like any that its function raises, so it
 poisons what it writes; those found later are raised by the end of the block, or logged.   [tests/engine/test_check.py]
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from sys import getrefcount
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
-
-import numpy as np
 
 from . import lifecycle
 from .errors import AccessError
@@ -41,8 +40,51 @@ from .variable import Variable
 
 log = logging.getLogger("vardag")
 
-#: ``(install, remove)`` of each room whose handles are to be watched
-guards: list[tuple[Callable[[], None], Callable[[], None]]] = []
+
+class Copy(Protocol):
+    """Memory that a function is given instead of an array's."""
+
+    apart: bool
+    """It is a copy, and not the memory itself."""
+    twice: bool
+    """Another operand has some of the memory too: they are one update, and nothing of it is looked at."""
+
+    def lent(self) -> Any:
+        """What the function gets."""
+
+    def passed(self) -> bool:
+        """Was the array's own memory changed, by another way than this?"""
+
+    def changed(self) -> bool:
+        """Is it another value than the array's was?"""
+
+    def left(self) -> bool:
+        """Is something there that was not written, or computed from it?"""
+
+    def store(self) -> None:
+        """The array's memory gets its value."""
+
+    def let_go(self) -> Any:
+        """The memory if somebody still refers to it, without a value that one could read by chance; else None."""
+
+
+class Room(Protocol):
+    """Who knows arrays."""
+
+    def install(self) -> None:
+        """Watch the handles."""
+
+    def remove(self) -> None:
+        """No more."""
+
+    def describe(self, array: Any) -> str:
+        """An operand, in a report."""
+
+    def copies(self, memories: list[Any], modes: list[str], shared: list[bool]) -> Sequence[Copy] | None:
+        """One for each; None: it is memory of another kind."""
+
+
+rooms: list[Room] = []  # one, or none without arrays
 
 
 @dataclass(frozen=True)
@@ -99,7 +141,6 @@ class Kept:
     def __init__(self, op: Operation, operand: Operand, base: Any) -> None:
         self.memory = base
         self.fault = _fault(op, f"{operand.label}: its memory was written after the function had ended")
-        sentinel(base)
         self.bytes = base.tobytes()
 
     def written(self) -> bool:
@@ -127,8 +168,8 @@ class Check:
 
     def begin(self) -> None:
         """From now on, until somebody says otherwise."""
-        for install, _ in guards:
-            install()
+        for room in rooms:
+            room.install()
         lifecycle.checking = self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -138,8 +179,8 @@ class Check:
         finally:
             lifecycle.checking = self._outer.pop()
             if lifecycle.checking is None:
-                for _, remove in guards:
-                    remove()
+                for room in rooms:
+                    room.remove()
             late = self.late()
         if late and kind is None:
             raise late[0]
@@ -198,7 +239,7 @@ class Check:
             if not isinstance(x, Variable)
         ]
         operands = [
-            Operand(mode, f"{place} {_described(x)}", memory, bool(getattr(x, "__vardag_lent__", bool)()))
+            Operand(mode, f"{place} {rooms[0].describe(x)}", memory, bool(getattr(x, "__vardag_lent__", bool)()))
             for (mode, place, x), memory in zip(arrays, memories, strict=True)
         ]
         variables = [v for vs in found.values() for v in vs]
@@ -206,12 +247,12 @@ class Check:
 
     def _run(self, op: Operation, fn: Callable[..., Any], operands: Sequence[Operand]) -> Any:
         real = [operand.memory() for operand in operands]
-        if not all(isinstance(memory, np.ndarray) for memory in real):
+        copies = rooms[0].copies(real, [o.mode for o in operands], [o.shared for o in operands]) if real else ()
+        if copies is None:
             return fn(*real)  # of another library's handles: only ours are watched
-        before = [memory.tobytes() for memory in real]
-        copies = [memory if o.shared else _copied(o, memory) for o, memory in zip(operands, real, strict=True)]
+        del real
         try:
-            out = fn(*[_lent(o, copy) for o, copy in zip(operands, copies, strict=True)])
+            out = fn(*[copy.lent() for copy in copies])
         except ValueError as e:
             read = [o.label for o in operands if o.mode == "read"]
             if "read-only" not in str(e) or not read:
@@ -219,95 +260,30 @@ class Check:
             text = f"{', '.join(read)}: declared as read, and the function writes to it"
             raise self._note(_fault(op, text)) from e
         found: list[str] = []
-        copy = memory = None
-        for o, memory, copy, old in zip(operands, real, copies, before, strict=True):
-            past = memory.tobytes() != old  # by another way than the one it was given
-            if o.mode == "read":
+        for o, copy in zip(operands, copies, strict=True):
+            past = copy.passed()  # by another way than the one it was given
+            if copy.twice:
+                pass
+            elif o.mode == "read":
                 if past:
                     found.append(f"{o.label}: declared as read, and its memory is written while the function runs")
-                elif copy.tobytes() != old:
+                elif copy.changed():
                     found.append(f"{o.label}: declared as read, and the function writes to it")
-            elif not o.shared and not past:
-                if o.mode == "write" and left(copy):
+            elif copy.apart and not past:
+                if o.mode == "write" and copy.left():
                     found.append(f"{o.label}: declared as write, and not all of it is written, or what was not is read")
-                memory[...] = copy
+                copy.store()
         if found:
             raise self._note(_fault(op, "; ".join(found)))
-        bases = [(o, ref(copy)) for o, copy in zip(operands, copies, strict=True) if not o.shared]
-        del copies, real, copy, memory
-        self._kept += [Kept(op, o, kept) for o, base in bases if (kept := base()) is not None]
+        for o, copy in zip(operands, copies, strict=True):
+            if copy.apart:
+                self._keep(op, o, copy.let_go())
         self.late()
         return out
 
-
-def _described(array: Any) -> str:
-    return f"{np.dtype(array.dtype)}{array.shape}" if hasattr(array, "dtype") else type(array).__name__
-
-
-def _copied(operand: Operand, memory: Any) -> Any:
-    copy = memory.copy()
-    if operand.mode == "write":
-        sentinel(copy)
-    return copy
-
-
-def _lent(operand: Operand, memory: Any) -> Any:
-    view = memory.view()
-    if operand.mode == "read":
-        view.flags.writeable = False
-    return view
-
-
-# ==================================================================================================== the sentinel
-# As the payload of a NaN it survives arithmetic.  The same one in three lengths.
-NANS = {2: ("u2", 0x7ED1), 4: ("u4", 0x7FDA3C69), 8: ("u8", 0x7FFB478D20000000)}
-
-
-def _floats(memory: Any) -> Any:
-    """The memory as floats of a NumPy length; None for what is none."""
-    if memory.dtype.kind == "c":
-        memory = memory.reshape(-1).view(memory.real.dtype)
-    return memory if memory.dtype.kind == "f" and memory.dtype.itemsize in NANS else None
-
-
-def _bytes(memory: Any) -> Any:
-    """The bytes of a C-ordered array, an element a row."""
-    return memory.reshape(-1).view(np.uint8).reshape(memory.size, memory.dtype.itemsize)
-
-
-def sentinel(memory: Any) -> None:
-    """Fill memory, which is C-ordered, with what no function writes by chance."""
-    if not memory.size:
-        return
-    floats = _floats(memory)
-    if floats is None:
-        _bytes(memory)[...] = np.resize(PATTERN, memory.dtype.itemsize)
-    else:
-        unsigned, bits = NANS[floats.dtype.itemsize]
-        floats.view(unsigned)[...] = bits
-
-
-def left(memory: Any) -> bool:
-    """Is some of the sentinel there, or in what was computed from it?
-
-    Of integers it is only seen where it stands unchanged; and in those of few bits it may have been written by chance:
-    only so many count that this has less than a millionth of a chance.
-    """
-    if not memory.size:
-        return False
-    floats = _floats(memory)
-    if floats is not None:
-        unsigned, bits = NANS[floats.dtype.itemsize]
-        sign = 1 << (8 * floats.dtype.itemsize - 1)
-        return bool(((floats.view(unsigned) & (sign - 1)) == bits).any())
-    same = int(np.count_nonzero((_bytes(memory) == np.resize(PATTERN, memory.dtype.itemsize)).all(axis=1)))
-    if not same or memory.dtype.kind == "b":
-        return bool(same > 0)  # no truth value has this pattern
-    chance = same * (math.log(math.e * memory.size / same) - 8 * memory.dtype.itemsize * math.log(2))
-    return bool(chance < math.log(1e-6))
-
-
-PATTERN = np.array([0xA5, 0xC3, 0x5A, 0x96, 0x3C, 0x69, 0xD2, 0x87], np.uint8)
+    def _keep(self, op: Operation, operand: Operand, memory: Any) -> None:
+        if memory is not None:
+            self._kept.append(Kept(op, operand, memory))
 
 
 ALONE = 2  # references: the attribute's, and the one of who counts
@@ -323,8 +299,11 @@ def check() -> Check:
     written, or read before; and memory that is written after the function has ended.  ``VARDAG_CHECK=1`` checks
     everything from the import on.
 
-    What it cannot see: Python objects that are no arrays, undeclared memory that was lent by DLPack and is only read,
-    and what an `push_async` function does.
+    What it cannot see: Python objects that are no arrays; undeclared memory that was lent by DLPack and is only read;
+    memory that is named twice; what an `async def` or `push_async` function does.  That memory declared as write was
+    read it sees by what was computed: floats stay NaN, and integers go with the old value element by element, near to
+    it or, from about fifty elements on, bit by bit (ndarray/sentinel.py).  Sums over old values, comparisons that have
+    truth values for a result, and truth values that were read show nothing.
 
     Sync: blocks at its beginning and its end until the current engine has nothing pending.
 

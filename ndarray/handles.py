@@ -11,7 +11,8 @@ import sys
 from types import CodeType
 from typing import Any
 
-from ..engine.access import check, guards, now
+from ..engine.access import check, now, rooms
+from . import sentinel
 from .array import Array
 from .reading import Reading, describe
 
@@ -43,20 +44,28 @@ def _is_lent(self: Array) -> bool:
     return object.__getattribute__(self, "_raw") is None and object.__getattribute__(self, "_chunk").pinned
 
 
-def install() -> None:
-    """Watch the handles."""
-    Array.__vardag_lent__ = _is_lent  # type: ignore[attr-defined]
-    Array.__getattribute__ = _get  # type: ignore[assignment, method-assign]
-    Array.__setattr__ = _set  # type: ignore[assignment, method-assign]
+class Handles:
+    """What `engine.check` asks of the array room."""
+
+    copies = staticmethod(sentinel.copies)
+
+    def describe(self, array: Any) -> str:
+        """An operand, in a report."""
+        return describe(array) if hasattr(array, "dtype") else type(array).__name__
+
+    def install(self) -> None:
+        """Watch the handles."""
+        Array.__vardag_lent__ = _is_lent  # type: ignore[attr-defined]
+        Array.__getattribute__ = _get  # type: ignore[assignment, method-assign]
+        Array.__setattr__ = _set  # type: ignore[assignment, method-assign]
+
+    def remove(self) -> None:
+        """No more."""
+        for name in ("__getattribute__", "__setattr__", "__vardag_lent__"):
+            if name in vars(Array):
+                delattr(Array, name)
 
 
-def remove() -> None:
-    """No more."""
-    for name in ("__getattribute__", "__setattr__", "__vardag_lent__"):
-        if name in vars(Array):
-            delattr(Array, name)
-
-
-guards.append((install, remove))
+rooms.append(Handles())
 if os.environ.get("VARDAG_CHECK", "0") not in ("", "0"):
     check().begin()

@@ -131,6 +131,12 @@ def test_no_file_of_the_package_is_imported_under_another_name() -> None:
     assert not [key for key, file in loaded.items() if file in files and key.split(".")[0] != "vardag"]
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if room_of(p) == "engine"], ids=name)
+def test_the_engine_knows_no_arrays(path: Path) -> None:
+    found = [node.lineno for node, target, _ in imports(path) if target[0] in ("numpy", "scipy")]
+    assert not found, f"{name(path)} imports a library of arrays in lines {found}"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_only_one_file_imports_cupy(path: Path) -> None:
     if name(path) == "ndarray/_cupy.py":
