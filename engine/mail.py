@@ -42,7 +42,8 @@ CHUNK: Final = 200  # waiters that a loop settles in one turn
 AWAITED: Final = 256  # how many of the operations that it awaits a loop asks for their engines when it looks
 SOON = 0.001  # seconds until a loop that found T taken tries again
 TURN = 0.001  # seconds that a loop has been called for until workers give it the interpreter
-GIVEN = 0.002  # seconds at most that one does without it
+VAIN = 0.05
+GIVEN = 0.005  # seconds at most that one does without it
 SLICE = 0.05  # seconds between two looks of a loop that awaits something
 
 #: mailboxes that a commit put something into, and that nobody has rung since
@@ -224,8 +225,10 @@ def give_way() -> None:
             bell: SimpleQueue[None] = SimpleQueue()
             box.aside.append(bell)
             if called.get(box) == since:
-                with suppress(Empty):
+                try:
                     bell.get(timeout=GIVEN)
+                except Empty:
+                    here_and_now.gave = now + VAIN
             return
 
 
