@@ -28,6 +28,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from .atomic import P, T, attempt
@@ -40,17 +41,22 @@ if TYPE_CHECKING:
 CHUNK: Final = 200  # waiters that a loop settles in one turn
 AWAITED: Final = 256  # how many of the operations that it awaits a loop asks for their engines when it looks
 SOON = 0.001  # seconds until a loop that found T taken tries again
+TURN = 0.001  # seconds that a loop has been called for until workers give it the interpreter
+VAIN = 0.05
+GIVEN = 0.005  # seconds at most that one does without it
 SLICE = 0.05  # seconds between two looks of a loop that awaits something
 
 #: mailboxes that a commit put something into, and that nobody has rung since
 unrung: deque[Mailbox] = deque()
+#: loops that have been called and have not come, and since when
+called: dict[Mailbox, float] = {}
 
 
 class Mailbox(SimpleQueue[Any]):
     """What one event loop hears of operations: the queue, its waiters, and how to call it."""
 
     __slots__ = (
-        "delivered", "due", "held", "hosted", "looking", "loop", "overdue", "stand_in", "uncalled", "unwatched",
+        "aside", "delivered", "due", "held", "hosted", "looking", "loop", "overdue", "stand_in", "uncalled", "unwatched",
         "waiting",
     )  # fmt: skip
 
@@ -66,6 +72,7 @@ class Mailbox(SimpleQueue[Any]):
         self.looking = False
         self.delivered = 0  # how often it has come to look
         self.overdue = -1  # that number when `look` found that the loop was called and had not come, else -1
+        self.aside: deque[SimpleQueue[None]] = deque()  # workers that have given way to it sleep on these
         self.unwatched: list[Operation] = []  # awaited, and nobody told of it so far, since T was not free
 
     # ------------------------------------------------------------------------------------------------ any thread
@@ -94,6 +101,7 @@ class Mailbox(SimpleQueue[Any]):
 
     def _call_it(self) -> None:
         try:
+            called[self] = monotonic()
             self.call(self.deliver)
         except BaseException:
             self.uncalled[:] = (None,)
@@ -169,6 +177,7 @@ class Mailbox(SimpleQueue[Any]):
     def deliver(self) -> None:
         """Settle whose operations are done; the rest of them in the next turn."""
         self.uncalled[:] = (None,)  # before the look: race "mail-before-look"
+        called.pop(self, None)
         self.delivered += 1
         due = self.due
         self.sort()
@@ -176,6 +185,9 @@ class Mailbox(SimpleQueue[Any]):
             self.settle(due.popleft())
         if due or not self.empty():
             self.ring()
+        with suppress(IndexError):
+            while True:
+                self.aside.pop().put(None)
 
     def sort(self) -> None:
         """From the queue to `due`, about a chunk of it."""
@@ -202,6 +214,22 @@ class Mailbox(SimpleQueue[Any]):
             if entry.engine._first() in (entry, None):  # it is the one who has to see when nothing goes on
                 self.put(entry)
                 self.ring()
+
+
+def give_way() -> None:
+    """A worker, between two operations: let loops have the interpreter that were called a while ago."""
+    now = monotonic()
+    for box, since in list(called.items()):
+        if here_and_now.gave < since < now - TURN:
+            here_and_now.gave = now
+            bell: SimpleQueue[None] = SimpleQueue()
+            box.aside.append(bell)
+            if called.get(box) == since:
+                try:
+                    bell.get(timeout=GIVEN)
+                except Empty:
+                    here_and_now.gave = now + VAIN
+            return
 
 
 class TrioMailbox(Mailbox):

@@ -24,7 +24,7 @@ from typing import Any
 from .atomic import Step, call, commit, index, locked, setitem
 from .claims import Completion, Job, RunContext, empty, here_and_now
 from .joining import Fusible
-from .mail import ring_all, unrung
+from .mail import called, give_way, ring_all, unrung
 from .operation import DONE, OK, READY, RUNNING, Fate, Kind, Operation, Root, run_in, user_context_hooks
 from .outcome import RAISE, fails_again
 from .ready import AGE_EVERY, Lane, by_age, forget_ages
@@ -77,6 +77,8 @@ class Runner(Unseen):
                         self._instrument.finished(op)
                 mine[1] = None
                 del old, op
+            if called and sleep:
+                give_way()
             job = mine[0]
             if lane.pusher is not None:
                 lane.taken()
