@@ -16,6 +16,7 @@ import numpy as np
 
 from . import engine as _engine
 from .engine import ArgumentError, ArgumentTypeError, Operation
+from .engine.access import undeclared
 from .ndarray import Array, Context, array
 from .ndarray.reading import describe
 
@@ -51,9 +52,10 @@ class _Source:
     def _now(self, slot: _Slot) -> None:
         if not self._over():
             self.ended = True  # unless an item comes: an error ends it too
-            for slot.item in self.iterator:
-                self.ended = False
-                return
+            with undeclared():
+                for slot.item in self.iterator:
+                    self.ended = False
+                    return
 
     def _later(self, slot: _Slot) -> Callable[[], Any]:
         async def fetch() -> None:
@@ -69,7 +71,8 @@ class _Source:
         self.ended = True
         close = getattr(self.iterator, "close", None)
         if close is not None:
-            close()
+            with undeclared():
+                close()
 
     async def aclose(self) -> None:
         """End an asynchronous generator."""
@@ -193,7 +196,8 @@ def prefetch(source: Iterable[Any] | AsyncIterable[Any], depth: int = 2) -> Pref
     ----------
     source : iterable or asynchronous iterable
         Of anything.  Its items are asked for one at a time and in order, by workers (an asynchronous one's by the event
-        loop that this is called on, else by the engine's).
+        loop that this is called on, else by the engine's).  When, is open: what it reads, the program should not write
+        meanwhile.  (`batches` has values of its own.)
     depth : int
         How many items may be there before they are asked for, at most.
 
@@ -279,10 +283,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        return self._epoch(epoch)
+        # now: a prefetcher's operations come to the batches when the schedule lets them
+        return self._epoch(epoch, ArrayDataset(*(a.copy() for a in self.dataset.arrays)))
 
-    def _epoch(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        n, size = len(self.dataset), self.size
+    def _epoch(self, epoch: int, dataset: ArrayDataset) -> Iterator[tuple[Any, ...]]:
+        n, size = len(dataset), self.size
         order = None
         if self.shuffle:
             seeds = np.random.SeedSequence(self._seeds.entropy, spawn_key=(epoch,))
@@ -290,11 +295,11 @@ class Batches:
         for begin in range(0, len(self) * size, size):
             if self.last == "pad" and begin + size > n:
                 rows = np.arange(begin, begin + size) % n
-                yield self.dataset[rows if order is None else order[rows]]
+                yield dataset[rows if order is None else order[rows]]
             elif order is None:
-                yield self.dataset[begin : min(begin + size, n)]
+                yield dataset[begin : min(begin + size, n)]
             else:
-                yield self.dataset[order[begin : begin + size]]
+                yield dataset[order[begin : begin + size]]
 
 
 def batches(
@@ -318,6 +323,8 @@ def batches(
     -------
     Batches
         Of tuples of arrays (batch_size, ...).  They share no memory that anybody can see: writing one changes no other.
+        An epoch has the values that the arrays have when its ``for`` begins (or its `prefetch`): what is written
+        meanwhile is copied.
 
     Sync: never blocks, nor does iterating.
 

@@ -131,6 +131,16 @@ class _Now(threading.local):
 now = _Now()
 
 
+class undeclared:
+    """``with undeclared():`` in a function that runs what cannot declare anything: all is allowed there."""
+
+    def __enter__(self) -> None:
+        self._outer, now.record = now.record, None
+
+    def __exit__(self, *_: object) -> None:
+        now.record = self._outer
+
+
 def _fault(op: Operation, text: str) -> AccessError:
     return AccessError(f"[{op.name or 'operation'}] {text} (pushed at {describe(op.site)})")
 

@@ -12,7 +12,7 @@ import pytest
 
 import vardag as vd
 from vardag import nd
-from vardag.engine import ArgumentError, ArgumentTypeError, Engine
+from vardag.engine import ArgumentError, ArgumentTypeError, Engine, check, fuzz
 from vardag.engine.testing import Gate
 
 WAIT = 20.0
@@ -235,3 +235,39 @@ def test_batches_are_prefetched():
     for (batch,) in vd.io.prefetch(vd.io.batches(x, 8, shuffle=True, seed=1), depth=2):
         total += batch.sum().asscalar()
     assert total == x.sum()
+
+
+def test_batches_have_the_values_of_the_beginning():
+    """Under any schedule: a prefetcher comes to a batch sooner or later."""
+
+    def program():
+        x, seen = nd.zeros((4, 1)), []
+        for (b,) in vd.io.prefetch(vd.io.batches(x, 1), depth=2):
+            x += 1
+            seen.append(b.asscalar())
+        return seen
+
+    for seed in range(20):
+        with Engine(workers=2), fuzz(seed):
+            assert program() == [0, 0, 0, 0], seed
+    with Engine("NaiveEngine"):
+        assert program() == [0, 0, 0, 0]
+
+
+def test_an_iterator_is_not_held_to_declarations(engine_kind):
+    """It cannot declare anything.  What it pushes can."""
+    x, y = nd.ones((2,)), nd.zeros((2,))
+
+    def source():
+        try:
+            yield x.asnumpy().sum()
+            yield vd.engine.current().push(lambda a: y.asnumpy(), reads=[x], name="f")
+        finally:
+            y.asnumpy()
+
+    with check() as c:
+        with vd.io.prefetch(source(), depth=1) as items:
+            assert next(items) == 2
+            with pytest.raises(vd.engine.AccessError, match=r"\[f\] array float32"):
+                next(items).wait()
+        assert len(c.found) == 1
