@@ -37,7 +37,7 @@ class ThisThread(threading.local):
         self.turn = False  # it has the turn of a serial engine
         #: (operation that waits, what for) of its innermost wait
         self.target: tuple[Operation | None, Operation | None] = (None, None)
-        self.gave = 0.0  # when it gave way to an event loop last
+        self.gave = 0.0  # when it gave way to an event loop last, or will again: see mail.py
         self.mailbox: Any = None  # of the event loop that ran on it last: see mail.py
         self.stack: list[Operation] = []  # the functions running on it, outermost first, of all engines
 

@@ -24,7 +24,7 @@ from .atomic import P, T, renew
 from .claims import here_and_now, in_wait, starting
 from .errors import Cancelled, EngineTimeout
 from .joining import brief
-from .mail import unrung
+from .mail import called, unrung
 from .operation import DONE, NEW, OK, READY, RUNNING, Fate, Kind, Operation, Root
 from .parallel import Helper
 from .profiler import Profile
@@ -263,6 +263,7 @@ def _after_fork_in_child() -> None:
     renew(T)
     here_and_now.worker = here_and_now.busy = here_and_now.mailbox = None
     unrung.clear()
+    called.clear()
     here_and_now.stack.clear()
     starting.clear()
     in_wait.intersection_update((get_ident(),))

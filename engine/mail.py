@@ -5,15 +5,21 @@ Guarantees:
 
 - a completion costs the loop at most one call, however many complete before it comes to look (`ring`);
 - a loop settles at most `CHUNK` waiters a turn, so that its other tasks have theirs;
+- a loop that was called `TURN` seconds ago and has not come finds the interpreter free: a worker that sees it between two
+  operations sleeps until it has come (`give_way`), once for a call, and `GIVEN` seconds at most;
 - no wake-up is lost: see the races.  A loop that is closed, or never runs again, keeps nobody but its tasks waiting.
 
 THREADS.  `waiting`, `due`, `held`, `looking` belong to the loop's thread.  Completions, under T and on any thread, put
-into the queue and append to `unrung`, both in their commit; whoever committed then rings, without any lock.
+into the queue and append to `unrung`, both in their commit; whoever committed then rings, without any lock.  `called` and
+`aside` belong to nobody: one C call each, and what is lost there costs a loop its precedence, or a worker `GIVEN` seconds.
 
 RACES, by name
     mail-before-look   The operation is in the queue before anybody rings, and `deliver` says that it has been called
                        (`called`) before it looks: so what came after the look rings anew.
                                                             [test_aio: test_a_completion_while_the_loop_takes_its_mail]
+    bell-before-look   A worker lists its bell in `aside` before it looks whether the loop has come meanwhile; the loop
+                       says in `called` that it has, and rings the bells afterwards: so one of the two sees the other.
+                                                                    [test_aio: test_a_worker_gives_way_to_a_late_loop]
     killed postman     An interrupt ends the runner between its commit and the ring: the mailbox stays in `unrung`,
                        where the next completion finds it; and the loop looks by itself every `SLICE` seconds while
                        anything is awaited.                 [test_aio: test_a_ring_that_is_cut_is_made_up_for]
@@ -41,14 +47,14 @@ if TYPE_CHECKING:
 CHUNK: Final = 200  # waiters that a loop settles in one turn
 AWAITED: Final = 256  # how many of the operations that it awaits a loop asks for their engines when it looks
 SOON = 0.001  # seconds until a loop that found T taken tries again
-TURN = 0.001  # seconds that a loop has been called for until workers give it the interpreter
-VAIN = 0.05
+TURN = 0.001  # seconds since a loop was called, after which workers give it the interpreter
 GIVEN = 0.005  # seconds at most that one does without it
+VAIN = 0.05  # seconds that one goes on for, at least, after a loop did not come in that time
 SLICE = 0.05  # seconds between two looks of a loop that awaits something
 
 #: mailboxes that a commit put something into, and that nobody has rung since
 unrung: deque[Mailbox] = deque()
-#: loops that have been called and have not come, and since when
+#: loops that have been called and have not come, and since when; without those for which it was in vain to give way
 called: dict[Mailbox, float] = {}
 
 
@@ -102,7 +108,8 @@ class Mailbox(SimpleQueue[Any]):
     def _call_it(self) -> None:
         try:
             called[self] = monotonic()
-            self.call(self.deliver)
+            if not self.call(self.deliver):
+                called.pop(self, None)
         except BaseException:
             self.uncalled[:] = (None,)
             raise
@@ -187,7 +194,7 @@ class Mailbox(SimpleQueue[Any]):
             self.ring()
         with suppress(IndexError):
             while True:
-                self.aside.pop().put(None)
+                self.aside.pop().put(None)  # after the calls are settled: race "bell-before-look"
 
     def sort(self) -> None:
         """From the queue to `due`, about a chunk of it."""
@@ -217,17 +224,20 @@ class Mailbox(SimpleQueue[Any]):
 
 
 def give_way() -> None:
-    """A worker, between two operations: let loops have the interpreter that were called a while ago."""
+    """Between two operations of a worker: sleep until a loop has come that was called a while ago."""
     now = monotonic()
     for box, since in list(called.items()):
-        if here_and_now.gave < since < now - TURN:
+        if not box.runs():
+            called.pop(box, None)
+        elif here_and_now.gave < since < now - TURN:
             here_and_now.gave = now
             bell: SimpleQueue[None] = SimpleQueue()
             box.aside.append(bell)
-            if called.get(box) == since:
+            if called.get(box) == since:  # race "bell-before-look"
                 try:
                     bell.get(timeout=GIVEN)
-                except Empty:
+                except Empty:  # what it does keeps the interpreter by itself, or it waits for operations
+                    called.pop(box, None)
                     here_and_now.gave = now + VAIN
             return
 

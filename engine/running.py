@@ -77,7 +77,7 @@ class Runner(Unseen):
                         self._instrument.finished(op)
                 mine[1] = None
                 del old, op
-            if called and sleep:
+            if called and sleep:  # not who waits: it is wanted
                 give_way()
             job = mine[0]
             if lane.pusher is not None:

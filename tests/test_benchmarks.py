@@ -87,6 +87,14 @@ def test_a_peer_that_is_not_there_is_left_out(tmp_path: Path) -> None:
         assert set(json.loads((tmp_path / "compare.json").read_text())["missing"]) == {"mxnet"}
 
 
+def test_the_lag_of_a_loop_is_printed_for_each_way_of_working() -> None:
+    command = [sys.executable, str(BENCHMARKS / "loop_lag.py"), "--number", "200", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for way in ("threads that count", "executor", "to_thread", "one operation", "an operation each", "at once"):
+        assert f"\n{way} " in done.stdout, done.stdout
+
+
 def test_an_unknown_workload_is_refused() -> None:
     done = run("--only", "nonsense")
     assert done.returncode == 2 and "unknown workload 'nonsense'" in done.stderr

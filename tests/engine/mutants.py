@@ -123,9 +123,17 @@ MUTANTS = {
     "mail-before-look": Mutant(
         "a loop that takes its mail may be called again before it looks",
         (("engine/mail.py", "        self.uncalled[:] = (None,)  # before the look: race \"mail-before-look\"\n", ""),
-         ("engine/mail.py", "            self.ring()\n\n    def sort",
-          "            self.ring()\n        self.uncalled[:] = (None,)\n\n    def sort")),
+         ("engine/mail.py", "        if due or not self.empty():\n            self.ring()\n        with",
+          "        if due or not self.empty():\n            self.ring()\n        self.uncalled[:] = (None,)\n        with")),
         "tests/engine/test_aio.py::test_a_completion_while_the_loop_takes_its_mail"),
+    "bell-before-look": one(
+        "a loop that comes to look wakes the workers that have given way to it",
+        "mail.py", "                self.aside.pop().put(None)  # after", "                self.aside.pop()  # after",
+        "test_aio.py::test_a_worker_gives_way_to_a_late_loop"),
+    "gave-in-vain": one(
+        "a worker gives way once for a call",
+        "mail.py", "                    called.pop(box, None)\n", "",
+        "test_aio.py::test_a_worker_that_gives_way_in_vain_goes_on"),
     "ring-before-removal": one(
         "who rings for mail takes it off the list afterwards",
         "mail.py", "            box.ring()  # first: cut here, it is still listed\n            unrung.remove(box)\n",

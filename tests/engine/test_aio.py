@@ -675,6 +675,75 @@ async def test_a_completion_while_the_loop_takes_its_mail(monkeypatch):
         assert looks
 
 
+async def test_a_worker_gives_way_to_a_late_loop(monkeypatch):
+    """Race "bell-before-look": the loop is busy when it is called, so the worker waits for it before it goes on."""
+    monkeypatch.setattr(mail, "GIVEN", WAIT)
+    monkeypatch.setattr(mail, "TURN", 0.0)
+    with Engine(workers=1) as e:
+        box, gate, order = my_mailbox(), Gate(), []
+        first = e.push(gate)
+        second = e.push(lambda: order.append("second"))
+        awaiting = asyncio.ensure_future(_of(first))
+        awaiting.add_done_callback(lambda _: order.append("loop"))
+        await turns()
+        gate.open()
+        end = time.monotonic() + WAIT
+        while not box.aside:  # the loop does not come
+            assert time.monotonic() < end, "nobody gave way"
+        assert order == []
+        async with asyncio.timeout(WAIT):
+            await awaiting
+            await second
+        assert sorted(order) == ["loop", "second"]
+        assert not box.aside
+
+
+async def test_a_worker_that_gives_way_in_vain_goes_on(monkeypatch):
+    """A task that waits for the worker itself, without `await`: once for a call, and not soon again."""
+    monkeypatch.setattr(mail, "GIVEN", 0.001)
+    monkeypatch.setattr(mail, "TURN", 0.0)
+    monkeypatch.setattr(mail, "VAIN", 3600.0)
+    gave = []
+    original = mail.give_way
+
+    def give_way() -> None:
+        gave.append(len(mail.called))
+        original()
+
+    monkeypatch.setattr("vardag.engine.running.give_way", give_way)
+    with Engine(workers=1) as e:
+        gate = Gate()
+        first = e.push(gate)
+        rest = [e.push(lambda: None) for _ in range(20)]
+        awaiting = asyncio.ensure_future(_of(first))
+        await turns()
+        gate.open()
+        rest[-1].wait(WAIT)
+        assert gave == [1]  # then there is no call left that has not been given way for
+        assert not mail.called
+        async with asyncio.timeout(WAIT):
+            await awaiting
+
+
+def test_nobody_gives_way_to_a_loop_that_does_not_run(monkeypatch):
+    """Neither to a closed one, nor to one between two runs; and nothing keeps it."""
+    monkeypatch.setattr(mail, "GIVEN", WAIT)
+    monkeypatch.setattr(mail, "TURN", 0.0)
+    loop = asyncio.new_event_loop()
+    box = mail.Mailbox(loop)
+    box.ring()
+    assert box in mail.called
+    start = time.monotonic()
+    mail.give_way()
+    assert not mail.called
+    loop.close()
+    box.uncalled[:] = (None,)
+    box.ring()
+    assert not mail.called
+    assert not box.aside
+    assert time.monotonic() - start < WAIT
+
+
 @pytest.mark.parametrize("who", ["the next completion", "the loop"])
 async def test_a_ring_that_is_cut_is_made_up_for(monkeypatch, who):
     """Race "killed postman": the worker is interrupted between the commit of the end and the ring."""
