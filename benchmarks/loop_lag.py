@@ -145,7 +145,9 @@ async def in_executor(number: int, to_thread: bool) -> Result:
             pool.submit(gate.wait)
 
         def start(i: int) -> Awaitable[Any]:
-            return asyncio.ensure_future(asyncio.to_thread(nothing)) if to_thread else loop.run_in_executor(pool, nothing)
+            if to_thread:
+                return asyncio.ensure_future(asyncio.to_thread(nothing))
+            return loop.run_in_executor(pool, nothing)
 
         return await awaiting(number, start, gate.set)
 
@@ -228,11 +230,14 @@ def main() -> None:
     with loaded(given.load):
         found = measure(given.number, given.rounds, ways, given.collector)
     interval = sys.getswitchinterval() * 1e3
-    print(f"{given.number} tasks, switch interval {interval:.0f} ms, {given.load} processes beside; milliseconds of lag")
+    print(
+        f"{given.number} tasks, switch interval {interval:.0f} ms, {given.load} processes beside; lag in milliseconds"
+    )
     for way, results in found.items():
         longest, most, seconds = (sorted(r[i] for r in results) for i in range(3))
         print(
-            f"{way:20} longest {statistics.median(longest) * 1e3:6.1f} ({longest[0] * 1e3:.1f} to {longest[-1] * 1e3:.1f})"
+            f"{way:20} longest {statistics.median(longest) * 1e3:6.1f}"
+            f" ({longest[0] * 1e3:.1f} to {longest[-1] * 1e3:.1f})"
             f"   99 % {statistics.median(most) * 1e3:6.1f}   in all {statistics.median(seconds):.2f} s"
         )
 

@@ -5,13 +5,13 @@ Guarantees:
 
 - a completion costs the loop at most one call, however many complete before it comes to look (`ring`);
 - a loop settles at most `CHUNK` waiters a turn, so that its other tasks have theirs;
-- a loop that was called `TURN` seconds ago and has not come finds the interpreter free: a worker that sees it between two
-  operations sleeps until it has come (`give_way`), once for a call, and `GIVEN` seconds at most;
+- a loop that was called `TURN` seconds ago and has not come finds the interpreter free: a worker that sees it between
+  two operations sleeps until it has come (`give_way`), once for a call, and `GIVEN` seconds at most;
 - no wake-up is lost: see the races.  A loop that is closed, or never runs again, keeps nobody but its tasks waiting.
 
 THREADS.  `waiting`, `due`, `held`, `looking` belong to the loop's thread.  Completions, under T and on any thread, put
-into the queue and append to `unrung`, both in their commit; whoever committed then rings, without any lock.  `called` and
-`aside` belong to nobody: one C call each, and what is lost there costs a loop its precedence, or a worker `GIVEN` seconds.
+into the queue and append to `unrung`, both in their commit; whoever committed then rings, without any lock.  `called`
+and `aside` belong to nobody: one C call each, and what is lost there costs a loop its precedence, or a worker `GIVEN`.
 
 RACES, by name
     mail-before-look   The operation is in the queue before anybody rings, and `deliver` says that it has been called
@@ -62,8 +62,8 @@ class Mailbox(SimpleQueue[Any]):
     """What one event loop hears of operations: the queue, its waiters, and how to call it."""
 
     __slots__ = (
-        "aside", "delivered", "due", "held", "hosted", "looking", "loop", "overdue", "stand_in", "uncalled", "unwatched",
-        "waiting",
+        "aside", "delivered", "due", "held", "hosted", "looking", "loop", "overdue", "stand_in", "uncalled",
+        "unwatched", "waiting",
     )  # fmt: skip
 
     def __init__(self, loop: Any) -> None:
