@@ -123,8 +123,8 @@ MUTANTS = {
     "mail-before-look": Mutant(
         "a loop that takes its mail may be called again before it looks",
         (("engine/mail.py", "        self.uncalled[:] = (None,)  # before the look: race \"mail-before-look\"\n", ""),
-         ("engine/mail.py", "            self.ring()\n        with suppress(IndexError):\n            while",
-          "            self.ring()\n        self.uncalled[:] = (None,)\n        with suppress(IndexError):\n            while")),
+         ("engine/mail.py", "            self.ring()\n        with suppress(IndexError):\n",
+          "            self.ring()\n        self.uncalled[:] = (None,)\n        with suppress(IndexError):\n")),
         "tests/engine/test_aio.py::test_a_completion_while_the_loop_takes_its_mail"),
     "bell-before-look": one(
         "a loop that comes to look wakes the workers that have given way to it",
