@@ -266,6 +266,7 @@ class Admission(Joining):
                 tail.append((setattr, v, "readers", ()))
             tail.append((setattr, v, "version", v.version + 1))
         op.mark = 0
+        began = None if self._instrument is None else (monotonic(), op.weight())
         context = self.kernel_context.copy()  # a context cannot be entered twice; a copy costs nothing
         try:
             kernel = context.run(op.fn)  # type: ignore[arg-type]
@@ -274,7 +275,6 @@ class Admission(Joining):
             if ended is RAISE:
                 raise
             return ended  # type: ignore[no-any-return]
-        started = 0.0 if self._instrument is None else monotonic()
         check = (index, self._guard_p, t)
         whole = (check, (setattr, op, "mark", 1), *kernel, (setattr, op, "mark", 2), check, *tail)
         self._inlining = op, planned
@@ -296,9 +296,9 @@ class Admission(Joining):
         op.fate = OK
         op.state = DONE
         self._ran_inline += 1
-        if self._instrument is not None:
+        if began is not None and self._instrument is not None:
             op.site = op.site or here(2)
-            self._instrument.ran_inline(op, started)
+            self._instrument.ran_inline(op, *began)
         return True
 
     def _prepare_failed(self, op: Operation, planned: Plan, t: object, context: Context, e: BaseException) -> Any:
@@ -361,7 +361,7 @@ class Admission(Joining):
         if not commit(self._guard_p, t, out):
             return False  # somebody pushed in between: run it again, after that
         if self._instrument is not None:
-            self._instrument.ran_inline(op, monotonic())
+            self._instrument.ran_inline(op, monotonic(), 0)
         return True
 
     def _promote(self) -> None:

@@ -30,5 +30,7 @@ class Instrument:
     def waited(self, op: Operation, began: float) -> None:
         """The calling thread has waited for it, since `began`, in seconds of `time.monotonic`."""
 
-    def ran_inline(self, op: Operation, started: float) -> None:
-        """It ran within its push, by the calling thread; `started` in seconds of `time.monotonic`."""
+    def ran_inline(self, op: Operation, started: float, nbytes: int) -> None:
+        """It ran within its push, by the calling thread; `started` in seconds of `time.monotonic`.   `nbytes`: what it
+        made.
+        """

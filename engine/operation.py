@@ -204,6 +204,10 @@ class Operation:
             return ()
         return (first,) if second is None else (first, second, *self.others)
 
+    def weight(self) -> int:
+        """P held, before it has memory: the bytes that it will make."""
+        return self.nbytes if type(self.nbytes) is int else self.nbytes()[0]  # type: ignore[no-any-return]
+
     # ------------------------------------------------------------------------------------------------ the handle
     @property
     def done(self) -> bool:

@@ -85,11 +85,6 @@ class Wait:
         return self.end - self.begin
 
 
-def _bytes(op: Operation) -> int:
-    """What it makes, if that has been asked: of one that ran within its push it has not."""
-    return op.nbytes if type(op.nbytes) is int else 0
-
-
 class Profile(Instrument):
     """What `Engine.profile` returns.
 
@@ -153,7 +148,7 @@ class Profile(Instrument):
         """Admitted, not run within the push."""
         lane = op.lane.name if isinstance(op.lane, Lane) else "cpu"
         event = Event(op.name, op.seq, op.kind.value, lane, tuple(p.seq for p in preds), op.site, self._now())
-        event.nbytes = _bytes(op)
+        event.nbytes = op.nbytes if type(op.nbytes) is int else 0
         self._events.setdefault(op.seq, event)
 
     def ready(self, ops: Sequence[Operation]) -> None:
@@ -180,12 +175,12 @@ class Profile(Instrument):
             event.end = self._now()
             event.ok = op.fate is not None and op.fate.root is None
 
-    def ran_inline(self, op: Operation, started: float) -> None:
+    def ran_inline(self, op: Operation, started: float, nbytes: int) -> None:
         """Within its push, on the pushing thread."""
         start = started - self._zero
         ok = op.fate is not None and op.fate.root is None
         self._events[op.seq] = Event(
-            op.name, op.seq, op.kind.value, "within the push", (), op.site, start, _bytes(op), start, start,
+            op.name, op.seq, op.kind.value, "within the push", (), op.site, start, nbytes, start, start,
             self._now(), threading.current_thread().name, ok,
         )  # fmt: skip
 

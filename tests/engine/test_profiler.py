@@ -37,6 +37,7 @@ def test_operations_of_every_kind() -> None:
         assert found["dot"].nbytes == 4 * 300 * 300
         assert found["add"].lane == "within the push"
         assert found["add"].thread == "MainThread"
+        assert found["add"].nbytes == 4 * 3
         assert all(ev.push <= ev.start <= ev.end and ev.thread for ev in p.events)
         assert __file__ in found["dot"].line
 

@@ -35,7 +35,7 @@ class Admitted(Instrument):
     def pushed(self, op, preds) -> None:
         self.order.append(self.mine.item)
 
-    def ran_inline(self, op, started) -> None:
+    def ran_inline(self, op, started, nbytes) -> None:
         self.order.append(self.mine.item)
 
     def ready(self, ops) -> None:
