@@ -12,8 +12,9 @@ Priorities are not looked at: they are wishes.  What the variables order stays i
 A THREAD THAT SLEEPS with the baton (it waits for a lock of the user's, or computes in C for long) would stop all.
 Those that wait for it look at its frame: if that has not moved for `STALL` seconds, the baton is taken away from it,
 and it asks for it again at its next turn.  Before each choice, those that sleep are given `GRACE` seconds to wake up,
-so that the choices stay the same; on a machine that is slower than that they may differ from there on.  Threads of
-the program's own that the engine never hears of are scheduled by nobody.
+so that the choices stay the same; on a machine that is slower than that they may differ from there on.  A thread that
+goes on for `ALONE` seconds without a turn, as one does that polls, is left behind likewise, but nobody waits for it.
+Threads of the program's own that the engine never hears of are scheduled by nobody.
 
 `_lock` guards every field but the actors' bells.  It is taken before T, and by no thread that holds P or T.
                                                                                    [tests/engine/test_fuzz.py]
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STALL, GRACE, LOOK = 0.1, 0.003, 0.03  # seconds
+ALONE = 1.0  # seconds
 PATIENCE = 10.0  # seconds that the end of a block that an exception leaves waits for what was pushed in it
 LIBRARIES = tuple({p for k in ("stdlib", "platstdlib", "purelib", "platlib") if (p := sysconfig.get_paths().get(k))})
 
@@ -67,6 +69,7 @@ class Actor:
         self.job: Operation | None = None  # of a hand
         self.idle = False  # a hand without a job
         self.seen: tuple[Any, float] = (None, 0.0)
+        self.since = 0.0  # when it got the baton, or had its last turn
 
     def may_go_on(self) -> bool:
         """Is there anything it could do with the baton?"""
@@ -108,7 +111,8 @@ class Fuzz:
         if here_and_now.stack:
             raise ArgumentError("[fuzz] is not for the inside of an operation")
         engine._wait_cut(None)
-        self._holder = self._me()
+        self._holder = me = self._me()
+        me.since = monotonic()
         with self._lock:
             self._new_hand()  # somebody has to see that the first thread sleeps
         self.adopt(engine)
@@ -204,7 +208,9 @@ class Fuzz:
 
     def _take(self, me: Actor) -> None:
         """Go on with the baton only."""
-        if self._holder is not me:
+        if self._holder is me:
+            me.since = monotonic()
+        else:
             self._park(me, False)
 
     def _pass_on(self, me: Actor) -> None:
@@ -239,8 +245,12 @@ class Fuzz:
         if holder.parked:
             return  # it has been rung
         place, now = _place(holder.thread), monotonic()
-        if place != holder.seen[0]:
+        if place != holder.seen[0] and now - holder.since < ALONE:
             holder.seen = (place, now)
+        elif place != holder.seen[0]:
+            self._holder = None
+            self._note(f"{holder.name} is left behind")
+            self._choose()
         elif now - holder.seen[1] > STALL or place is None:
             holder.away = place or (0, 0)
             self._holder = None
@@ -269,7 +279,7 @@ class Fuzz:
             actor = self._random.choice(idle) if idle else self._new_hand()
             actor.job, actor.idle = op, False
             self._note(f"{actor.name} begins {self._name(op)}")
-        actor.seen = (None, 0.0)
+        actor.seen, actor.since = (None, 0.0), monotonic()
         self._holder = actor
         actor.bell.put(None)
 
@@ -398,7 +408,9 @@ def fuzz(seed: int) -> Fuzz:
 
     Every choice that the semantics leave open is drawn: which ready operation is next and on which thread; whether a
     waiting thread helps; whether a cheap kernel runs within its push; where a segment closes; the order of tiles; and
-    where users' functions are interrupted for others, between lines or between instructions.
+    where users' functions are interrupted for others, between lines or between instructions.  Priorities decide
+    nothing: they are wishes, and a program that is right only as long as they are granted is wrong.  A thread that
+    sleeps or polls holds the others up for `STALL` or `ALONE` seconds each time, and so does an event loop that waits.
 
     Sync: blocks at its beginning until what was pushed before is done, at its end for what was pushed inside.
 

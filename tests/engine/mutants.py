@@ -256,6 +256,47 @@ MUTANTS = {
         "a push is either admitted before stop, or sees it",
         "core.py", "            locked(self._P, self._close_locked)", "            self._closed = True",
         "test_attacks.py::test_stop_inside_a_push"),
+    # ---- schedules to order, checks, the profiler
+    "fuzz-choice": one(
+        "which thread goes on, with which operation, is drawn",
+        "schedules.py", "choices[self._random.randrange(len(choices))]", "choices[0]",
+        "test_fuzz.py::test_ready_operations_come_in_every_order"),
+    "fuzz-lines": one(
+        "a user's function is left between two lines",
+        "schedules.py", "if self._random.random() < self._often:", "if False:",
+        "test_fuzz.py::test_lines_of_two_functions_mix"),
+    "fuzz-sleep": one(
+        "the baton is taken from who sleeps",
+        "schedules.py", "elif now - holder.seen[1] > STALL or place is None:", "elif False:",
+        "test_fuzz.py::test_a_lock_of_the_user_s_is_no_deadlock"),
+    "fuzz-alone": one(
+        "... and from who goes on without a turn",
+        "schedules.py", "and now - holder.since < ALONE:", "and True:",
+        "test_fuzz.py::test_the_first_thread_may_poll_for_an_operation"),
+    "fuzz-bound": one(
+        "a wait ends in time though another has the baton",
+        "schedules.py", "return self.end is not None and monotonic() >= self.end", "return False",
+        "test_fuzz.py::test_a_timeout_is_a_timeout"),
+    "check-handle": one(
+        "an array that the function has not made, and not declared, is refused",
+        "access.py", "return made is not None and made() is array", "return True",
+        "test_check.py::test_an_array_that_is_not_declared_is_not_read"),
+    "check-sentinel": one(
+        "what is declared as write holds none of its sentinel afterwards",
+        "access.py", "if o.mode == \"write\" and copy.left():", "if False:",
+        "test_check.py::test_what_is_declared_as_write_is_wholly_written"),
+    "check-compare": one(
+        "what is only read is compared afterwards",
+        "access.py", "elif copy.changed():", "elif False:",
+        "test_check.py::test_what_is_only_read_is_not_written"),
+    "check-kept": one(
+        "memory that outlives its function is looked at later",
+        "access.py", "                self._keep(op, o, copy.let_go())", "                copy.let_go()",
+        "test_check.py::test_memory_that_is_kept_is_not_written_later"),
+    "profile-bytes": one(
+        "what a kernel makes is asked before it has its memory",
+        "admission.py", "else (monotonic(), op.weight())", "else (monotonic(), 0)",
+        "test_profiler.py::test_operations_of_every_kind"),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import vardag as vd
 from vardag import nd
-from vardag.engine import ArgumentError, DeadlockError, Engine, EngineTimeout, current, fuzz
+from vardag.engine import ArgumentError, DeadlockError, Engine, EngineTimeout, current, fuzz, schedules
 from vardag.engine.testing import audit
 
 from .lending import Lent
@@ -283,6 +284,30 @@ def test_a_lock_of_the_user_s_is_no_deadlock():
                 current().push(add)
             current().wait_for_all()
         assert seen["n"] == 4
+
+
+def test_priorities_are_wishes():
+    def push(out):
+        gate = current().new_variable()
+        current().push(lambda: None, writes=[gate])
+        current().push(lambda: out.append("low"), reads=[gate], priority=-5)
+        current().push(lambda: out.append("high"), reads=[gate], priority=5)
+
+    assert orders(range(50), push) == {("low", "high"), ("high", "low")}
+
+
+def test_the_first_thread_may_poll_for_an_operation(own_engine, monkeypatch):
+    """It never comes to a turn, and does not stay at one place either."""
+    monkeypatch.setattr(schedules, "ALONE", 0.05)
+    logs = []
+    for seed in range(8):
+        with fuzz(seed) as f:
+            op = current().push(lambda: None)
+            end = time.monotonic() + 20
+            while not op.done:
+                assert time.monotonic() < end, "nobody ran it"
+        logs += f.log
+    assert "thread 0 is left behind" in logs
 
 
 def test_the_first_thread_may_sleep_for_an_operation(own_engine):
