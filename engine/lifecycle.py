@@ -53,6 +53,8 @@ _current: ContextVar[Engine | None] = ContextVar("vardag.engine.current", defaul
 _default: Engine | None = None
 fuzzing: Fuzz | None = None  # the `fuzz` block that is open: a single store
 checking: Check | None = None  # the innermost `check` block: a single store
+# Called with the seed where a `fuzz` block begins; simulated devices draw anew then.
+sowing: list[Callable[[int], object]] = []
 
 
 def register(engine: Engine) -> None:

@@ -116,6 +116,8 @@ class Fuzz:
         with self._lock:
             self._new_hand()  # somebody has to see that the first thread sleeps
         self.adopt(engine)
+        for sow in lifecycle.sowing:
+            sow(self.seed)
         lifecycle.fuzzing = self
         return self
 
@@ -407,10 +409,11 @@ def fuzz(seed: int) -> Fuzz:
         engines and those with a `schedule`.
 
     Every choice that the semantics leave open is drawn: which ready operation is next and on which thread; whether a
-    waiting thread helps; whether a cheap kernel runs within its push; where a segment closes; the order of tiles; and
-    where users' functions are interrupted for others, between lines or between instructions.  Priorities decide
-    nothing: they are wishes, and a program that is right only as long as they are granted is wrong.  A thread that
-    sleeps or polls holds the others up for `STALL` or `ALONE` seconds each time, and so does an event loop that waits.
+    waiting thread helps; whether a cheap kernel runs within its push; where a segment closes; the order of tiles; when
+    the streams of simulated devices go on; and where users' functions are interrupted for others, between lines or
+    between instructions.  Priorities decide nothing: they are wishes, and a program that is right only as long as they
+    are granted is wrong.  A thread that sleeps or polls holds the others up for `STALL` or `ALONE` seconds each time,
+    and so does an event loop that waits.
 
     Sync: blocks at its beginning until what was pushed before is done, at its end for what was pushed inside.
 

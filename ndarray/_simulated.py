@@ -1,10 +1,11 @@
 """A device that is not there: streams, events and memory of its own on NumPy, crueller than hardware.
 
 What is enqueued is computed at once, since a kernel's own errors and shapes are known at its launch; but it *happens*
-later: each stream has a queue of tasks, and which stream goes on, and when, is drawn from a seed.  Nothing happens
-before somebody waits, or later by chance.  A task says which versions of which memory it reads and makes.  When it
-begins and when it ends, the memory must be in these versions and nobody else may be using it otherwise, or the device
-has a *fault*, which every later call raises.  So these are loud, whatever the values are:
+later: each stream has a queue of tasks, and which stream goes on, and when, is drawn from a seed (inside a `fuzz`
+block from that one's).  Nothing happens before somebody waits, or later by chance.  A task says which versions of which
+memory it reads and makes.  When it begins and when it ends, the memory must be in these versions and nobody else may be
+using it otherwise, or the device has a *fault*, which every later call raises.  So these are loud, whatever the values
+are:
 
     memory is used before the event that says it is there, or written while another stream still reads it
     memory is given back while a stream uses it: whoever gets it next (the last to be freed is the first to be used
@@ -25,11 +26,12 @@ import random
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
+from ..engine import lifecycle
 from ._simulated_arrays import (
     BYTE,
     Fault,
@@ -149,7 +151,9 @@ class _World:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.streams: list[SimulatedStream] = []
-        self.random = random.Random(int(os.environ.get("VARDAG_SIMULATED_SEED", "0")))
+        fuzz = lifecycle.fuzzing
+        seed = int(os.environ.get("VARDAG_SIMULATED_SEED", "0")) if fuzz is None else fuzz.seed
+        self.random = random.Random(seed)
         self.fault: Fault | None = None
 
     def reset(self, seed: int) -> None:
@@ -164,6 +168,14 @@ class _World:
                 stream.tasks.clear()
             self.random, self.fault = random.Random(seed), None
 
+    def sow(self, seed: int) -> None:
+        """From now on the order is that of this seed; what was enqueued happens before."""
+        with self.lock:
+            with suppress(Fault):
+                while self.step():
+                    pass
+            self.random = random.Random(seed)
+
     def check(self) -> None:
         if self.fault is not None:
             raise Fault(*self.fault.args)
@@ -172,7 +184,8 @@ class _World:
         """One step of some stream that can go on; False if none can."""
         self.check()
         try:
-            order = self.random.sample(self.streams, len(self.streams))
+            busy = [stream for stream in self.streams if stream.tasks]
+            order = self.random.sample(busy, len(busy))
             return any(stream.step() for stream in order)
         except Fault as fault:
             self.fault = fault
@@ -180,6 +193,7 @@ class _World:
 
 
 world = _World()
+lifecycle.sowing.append(world.sow)
 
 
 class SimulatedDriver:

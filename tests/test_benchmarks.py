@@ -95,6 +95,23 @@ def test_the_lag_of_a_loop_is_printed_for_each_way_of_working() -> None:
         assert f"\n{way} " in done.stdout, done.stdout
 
 
+def test_a_copy_without_hooks_is_timed_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import hooks
+
+    assert hooks.without_hooks(tmp_path) > 20
+    assert "_instrument is not None" not in (tmp_path / "vardag" / "engine" / "running.py").read_text("utf-8")
+    command = [sys.executable, "-c", "import vardag; vardag.nd.ones(3).asnumpy(); print(vardag.__file__)"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    file = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    assert Path(file).is_relative_to(tmp_path)
+    command = [sys.executable, str(BENCHMARKS / "hooks.py"), "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    ratios = [float(line.rpartition("(")[0].split()[-1]) for line in done.stdout.splitlines()[1:]]
+    assert len(ratios) == 4 and min(ratios) > 0
+
+
 def test_an_unknown_workload_is_refused() -> None:
     done = run("--only", "nonsense")
     assert done.returncode == 2 and "unknown workload 'nonsense'" in done.stderr

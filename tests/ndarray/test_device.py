@@ -12,7 +12,7 @@ import pytest
 
 import vardag as vd
 from vardag import autograd, nd
-from vardag.engine import Engine
+from vardag.engine import Engine, fuzz
 from vardag.ndarray import _simulated
 from vardag.ndarray.device import device_of
 from vardag.ndarray.streams import Accelerator, DeviceError, Mark
@@ -60,6 +60,33 @@ def program(first, second):
         found.append(x.copyto(nd.cpu()) + step)
         del near, y, z, passing, other
     return [f.asnumpy() for f in (*found, x, w)]
+
+
+def test_a_fuzzed_schedule_has_an_order_of_streams_too(monkeypatch):
+    """The same seed, the same steps of the same streams; another seed, others."""
+    steps: list[tuple[int, bool]] = []
+    step = _simulated.SimulatedStream.step
+
+    def noted(stream):
+        went = step(stream)
+        steps.append((streams.setdefault(stream, len(streams)), went))
+        return went
+
+    monkeypatch.setattr(_simulated.SimulatedStream, "step", noted)
+
+    def under(seed):
+        steps.clear()
+        streams.clear()
+        with Engine(workers=2), fuzz(seed):
+            values = [x.tobytes() for x in program(ONE, TWO)]
+            vd.nd.waitall()
+        return tuple(steps), values
+
+    streams: dict[object, int] = {}
+    once, again, other = under(3), under(3), under(4)
+    assert once == again
+    assert once[0] != other[0]
+    assert once[1] == other[1]
 
 
 # ---- the same as on the host -----------------------------------------------------------------------------------------
