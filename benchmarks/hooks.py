@@ -4,8 +4,8 @@
 
 A copy of the package is made in which every question for them is answered: ``x._instrument is None`` is ``True``,
 ``is not None`` is ``False``, and so for `_fuzz`, `fuzzing` and `checking`.  Package and copy run the same work in
-turns, in processes of their own.  Printed is, for each kind of work, the median over the rounds of the ratio of the package's
-time to the copy's, and the least and the largest.
+turns, in processes of their own.  Printed is, for each kind of work, the median over the rounds of the ratio of the
+package's time to the copy's, and the least and the largest.
 """
 
 from __future__ import annotations
