@@ -206,7 +206,7 @@ class Operation:
 
     def weight(self) -> int:
         """P held, before it has memory: the bytes that it will make."""
-        return self.nbytes if type(self.nbytes) is int else self.nbytes()[0]  # type: ignore[no-any-return]
+        return self.nbytes if type(self.nbytes) is int else self.nbytes()[0]
 
     # ------------------------------------------------------------------------------------------------ the handle
     @property
