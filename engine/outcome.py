@@ -57,6 +57,8 @@ def all_done(ops: Sequence[Operation]) -> bool:
 
 def strongest(reads: Access, writes: Access, updates: Access) -> tuple[Access, Access, Access]:
     """Each variable once, in its strongest meaning; read and written is updated."""
+    if not updates and len(reads) < 3 and len(writes) == 1 and writes[0] not in reads:
+        return (reads if len(reads) < 2 or reads[0] is not reads[1] else reads[:1]), writes, updates
     u = dict.fromkeys(updates)
     w = dict.fromkeys(writes)
     r = dict.fromkeys(reads)

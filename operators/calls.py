@@ -1,8 +1,8 @@
 """Calls that come again: what an operator, its rule and its arguments come to is worked out once.
 
 Binding, the rule of the nd face, the variant, shapes and dtypes depend on the operands' shapes and dtypes and on plain
-arguments only.  A `Calls` remembers the answers of one operator, and runs an equal call at once (tiny.py).  Whatever
-is unusual about a call (`out`, host arrays, arrays of two places, ...) is left to the push path.
+arguments only.  A `Calls` remembers the answers of one operator, and runs an equal call at once (tiny.py) or pushes it.
+Whatever is unusual about a call (`out`, host arrays, arrays of two places, ...) is left to the push path's questions.
                                                                                      [tests/operators/test_calls.py]
 """
 
@@ -16,6 +16,7 @@ from ..ndarray.dtype import NARROW
 from ..ndarray.line import scope
 from ..ndarray.ndarray import NDArray
 from .in_place import update
+from .push import push_known
 from .schema import Attributes, Meta, Metas, Operator
 from .tiny import INLINE, Ready, at_once, prepare
 
@@ -29,13 +30,15 @@ Resolve = Callable[[tuple[Any, ...], dict[str, Any]], "tuple[Operator, Sequence[
 class Remembered(NamedTuple):
     """`ready`: how it runs at once, if it may.   `update`: (operator, attributes, the meta of its output, positions
     that it changes beside that), if it may run in place.   `order`: for each input which of the arrays given it is, -1
-    for a constant.
+    for a constant.   `meant`: (operator, attributes, the metas of its outputs, what they are stored as), for the push
+    path, if it has nothing else to find out.
     """
 
     ready: Ready | None
     update: tuple[Operator, Attributes, Meta, tuple[int, ...]] | None
     order: tuple[int, ...]
     constants: tuple[Any, ...]
+    meant: tuple[Operator, Attributes, Metas, Any] | None
 
     def inputs(self, arrays: Sequence[NDArray]) -> list[Any]:
         """The operator's inputs."""
@@ -54,17 +57,18 @@ class Calls:
         self._learned = self._hits = 0
 
     def run(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """The result, or None: it is to be done in the general way."""
+        """The result, at once or pushed; None: it is to be done in the general way."""
         current = scope.get()
         found = self._look(arguments, named, current.training)
-        ready = None if found is None else found[0].ready
-        if found is None or ready is None:
+        if found is None:
             return None
         call, arrays = found
-        done = at_once(ready, call.inputs(arrays), arrays[0]._place, current.recorder, NDArray)
-        if done is None:
-            return None
-        return done[0] if len(done) == 1 else done
+        inputs = call.inputs(arrays)
+        if call.ready is not None:
+            done = at_once(call.ready, inputs, arrays[0]._place, current.recorder, NDArray)
+            if done is not None:
+                return done[0] if len(done) == 1 else done
+        return None if call.meant is None else push_known(inputs, *call.meant, self._zero_d)
 
     def run_into(self, arguments: tuple[Any, ...], named: dict[str, Any], out: Any) -> bool:
         """The result put into `out`, one of the operands.  False: it is to be done in the general way."""
@@ -154,7 +158,8 @@ class Calls:
             return None  # one that the rule made
         constants = tuple([None if i >= 0 else x for i, x in zip(order, inputs, strict=True)])
         ready = prepare(op, metas, attributes, made, dtype, self._zero_d)
-        return Remembered(ready, _in_place(op, metas, attributes, made, dtype), order, constants)
+        meant = None if op.alias is not None else (op, attributes, made, dtype)
+        return Remembered(ready, _in_place(op, metas, attributes, made, dtype), order, constants, meant)
 
 
 def plain(x: Any) -> bool:

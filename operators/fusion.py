@@ -48,6 +48,7 @@ PIECE = 1 << 18  # elements of a brief segment's pieces; it has at most MANY
 
 FLAT, ROW, COLUMN, SINGLE, VALUE, CONSTANT = range(6)
 Operand = tuple[int, Any, int]  # (FLAT, ROW, COLUMN or SINGLE, buffer, offset), (VALUE, member, 0), (CONSTANT, it, 0)
+WHOLE = (ROW, COLUMN, SINGLE)
 REDUCTION = -1  # where the output of a step goes, beside FLAT and VALUE
 
 
@@ -158,7 +159,7 @@ def _operand(new: Member, o: Any, shape: Shape) -> Operand | None:
 class Segment:
     """The function of a fusible operation: see engine/joining.py for `door` and `awaited`."""
 
-    __slots__ = ("at", "awaited", "brief", "columns", "door", "made", "members", "unit", "work")
+    __slots__ = ("at", "awaited", "brief", "columns", "door", "made", "members", "unit", "whole", "work")
 
     def __init__(self, first: Member) -> None:
         self.members: list[Member] = [first]
@@ -166,6 +167,8 @@ class Segment:
         self.awaited: tuple[Operation, ...] = ()
         #: of which member a variable's value is
         self.made: dict[Any, int] = {first.variable: 0}
+        #: the variables of which members need all in each tile
+        self.whole = {value.variable for kind, value, _ in first.operands if kind in WHOLE}
         self.columns, self.unit = first.columns, first.unit
         self.work = first.work
         self.brief = first.steps and first.size <= MANY
@@ -186,14 +189,10 @@ class Segment:
             return None
         if new.columns and self.columns not in (0, new.columns):
             return None
-        unit = math.lcm(self.unit, new.unit)
+        unit = self.unit if new.unit == self.unit else math.lcm(self.unit, new.unit)
         if unit > 2 * TILE:
             return None
-        if any(
-            kind in (ROW, COLUMN, SINGLE) and value.variable is new.variable
-            for m in members
-            for kind, value, _ in m.operands
-        ):
+        if new.variable in self.whole:
             return None  # it would overwrite in its first tile what a member needs in all of them
         operands: list[Operand] = []
         for kind, value, offset in new.operands:
@@ -211,6 +210,7 @@ class Segment:
             (setattr, new, "site", here(6)),
             (list.append, members, new),
             (made.__setitem__, new.variable, len(members)),
+            (set.update, self.whole, other.whole),
             (setattr, self, "columns", self.columns or new.columns),
             (setattr, self, "unit", unit),
             (setattr, self, "work", self.work + new.work),

@@ -26,12 +26,13 @@ from ..ndarray.context import Context, as_context
 from ..ndarray.device import Place, RawArray, place_of
 from ..ndarray.dtype import DType
 from ..ndarray.line import READ_ONLY, scope
+from ..ndarray.ndarray import NDArray
 from ..ndarray.random import take
 from ..ndarray.reading import describe
 from ..ndarray.shape import Shape
 from .fusion import FUSE, fusible
 from .launch import HELPED, WORTH, Launch, watch, watchers
-from .schema import Attributes, Meta, Operator, size_of
+from .schema import Attributes, Meta, Metas, Operator, size_of
 from .tiny import INLINE, at_once, prepare
 
 Input = Array | np.generic | RawArray | None
@@ -159,10 +160,20 @@ def invoke(
     push = _Push(op, inputs, attributes, results, made, place, current.recorder)
     if out is not None or op.updates:
         push.writes_to([i for i, target in enumerate(outs) if target is not None])
-    place.engine.admit(push.plan)
-    if push.node is not None:
-        push.begin_lines()
-    return results[0] if number == 1 else tuple(results)
+    return push.admit()
+
+
+def push_known(
+    inputs: Sequence[Input], op: Operator, attributes: Attributes, made: Metas, dtype: DType | None, zero_d: Shape
+) -> Any:
+    """`invoke` for nd arrays of one place (not with an alias): `infer` has been asked before."""
+    place = next(x._place for x in inputs if isinstance(x, Array))
+    results = [NDArray._fresh(place, m[0] or zero_d, dtype or m[1]) for m in made[: len(op.outputs)] if m is not None]
+    given = dict(attributes) if op.random else attributes  # a seed is put in
+    push = _Push(op, inputs, given, results, made, place, scope.get().recorder)
+    if op.updates:
+        push.writes_to(())
+    return push.admit()
 
 
 class _Push:
@@ -184,7 +195,7 @@ class _Push:
         inputs: Sequence[Input],
         attributes: Attributes,
         results: Sequence[Array],
-        made: tuple[Meta | None, ...],
+        made: Metas,
         place: Place,
         recorder: Any,
     ) -> None:
@@ -203,6 +214,13 @@ class _Push:
             for meta in made[len(results) :]:
                 fresh = None if meta is None else Chunk(Buffer(place.engine, *meta, place.device), place)
                 self.hidden.append(fresh)
+
+    def admit(self) -> Any:
+        """Gives the output, a tuple of several."""
+        self.place.engine.admit(self.plan)
+        if self.node is not None:
+            self.begin_lines()
+        return self.results[0] if len(self.op.outputs) == 1 else tuple(self.results)
 
     def writes_to(self, targets: Sequence[int]) -> None:
         """The operation writes to arrays that others know: check that no two of its operands clash."""
@@ -345,7 +363,6 @@ class _Push:
 
     def _operation(self, launch: Launch) -> Operation:
         op = self.op
-        work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
         words = _Described(op, self.inputs)
         if watchers and (watcher := watch.get()) is not None:
             return watcher.forward(launch, words)  # type: ignore[no-any-return]
@@ -355,8 +372,11 @@ class _Push:
             joining = fusible(launch, words)
             if joining is not None:
                 return joining
-        if op.atomic and work < HELPED and not (work >= WORTH and launch.divides):
-            return Operation(Kind.ATOMIC, launch, op.name, cheap=work <= INLINE, operands=words, nbytes=launch.weigh)
+        if op.atomic:
+            work = op.work([_meta(x) for x in self.inputs], self.made, self.attributes)
+            if work < HELPED and not (work >= WORTH and launch.divides):
+                cheap = work <= INLINE
+                return Operation(Kind.ATOMIC, launch, op.name, cheap=cheap, operands=words, nbytes=launch.weigh)
         return Operation(Kind.KERNEL, launch.run, op.name, operands=words, nbytes=launch.weigh)
 
     # ---- after -----------------------------------------------------------------------------------------------------

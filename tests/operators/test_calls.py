@@ -9,7 +9,7 @@ from vardag import autograd, nd
 from vardag.engine import ArgumentError, Engine
 from vardag.engine.testing import Gate
 from vardag.ndarray.buffer import Saved
-from vardag.operators import calls
+from vardag.operators import calls, faces
 
 
 def some(*shape):
@@ -319,3 +319,25 @@ def test_an_update_that_is_queued_after_all_is_ordered(monkeypatch):
             np.testing.assert_allclose(w.asnumpy(), -0.1, rtol=1e-5)
         finally:
             set_default(old)
+
+
+def test_a_large_call_that_comes_again_asks_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is pushed with what was worked out the first time."""
+    with Engine(workers=2):
+        x, y = nd.ones((700, 700)), nd.ones((700, 700)) * 2
+        first = nd.maximum(x, y)
+        monkeypatch.delattr(faces, "invoke")
+        again = nd.maximum(x, y)
+        np.testing.assert_array_equal(first.asnumpy(), again.asnumpy())
+
+
+def test_random_calls_that_come_again_have_seeds_of_their_own() -> None:
+    """The node of each keeps its own: a gradient has the mask of its call."""
+    with Engine(workers=2), autograd.record():
+        x = nd.ones((700, 700))
+        x.attach_grad()
+        values = [nd.Dropout(x, p=0.5) for _ in range(4)]
+        for value in values:
+            value.backward(retain_graph=True)
+            np.testing.assert_array_equal(x.grad.asnumpy(), value.asnumpy())
+        assert len({value.asnumpy().tobytes() for value in values}) == 4
