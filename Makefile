@@ -7,6 +7,7 @@
 #   make bench    time vardag beside the libraries that are installed; writes build/compare.json and .png
 #   make operators  print the operators: gradients, deviations from MXNet and from NumPy
 #   make stress   run the long random tests, a quarter of an hour; prints what it counted
+#   make checked  run the tests under the checks of what users' functions touch (VARDAG_CHECK=1)
 #   make clean    remove what the other commands made
 #
 # The first of these that is Python 3.11 or newer makes .venv. Choose one yourself with: make PYTHON=/path/to/python demo
@@ -19,7 +20,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --root-user-act
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench operators stress clean
+.PHONY: help demo test lint format bench operators stress checked clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -59,6 +60,10 @@ LONG_TESTS := tests/autograd/test_random_programs.py tests/autograd/test_torch_p
 
 stress: $(VENV)/.installed-test
 	VARDAG_STRESS=$(STORM) $(RUN) -m pytest -q -m "stress or not stress" --timeout=900 -o faulthandler_timeout=900 $(LONG_TESTS)
+
+# Every function that a test pushes runs on copies of what it declared: a false alarm fails its test.
+checked: $(VENV)/.installed-test
+	VARDAG_CHECK=1 $(RUN) -m pytest -q
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
