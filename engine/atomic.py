@@ -60,6 +60,11 @@ def commit(guard: list[Any], ticket: object, steps: Sequence[Step]) -> bool:
     return True
 
 
+def together(steps: Sequence[Step]) -> None:
+    """The same without a ticket: of what nobody else changes."""
+    deque(starmap(call, steps), 0)
+
+
 if sys.version_info < (3, 14):
 
     def locked(lock: Any, f: Callable[..., R], *args: Any) -> R:

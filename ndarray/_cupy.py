@@ -56,6 +56,8 @@ def missing(number: int) -> str:
 class CuPyDriver:
     """See `streams.Driver`."""
 
+    forks = False
+
     def __init__(self, number: int) -> None:
         self.cupy = cupy = _cupy()
         self.number = number

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import lifecycle
+from ..engine.atomic import Step, commit, together
 from ._simulated_arrays import (
     BYTE,
     Fault,
@@ -41,6 +42,7 @@ from ._simulated_arrays import (
     SimulatedArray,
     SimulatedNumPy,
     SimulatedSpecial,
+    Task,
     Ticket,
     local,
     plain,
@@ -56,52 +58,6 @@ CAPACITY = 1 << 32  # bytes
 _view = np.ndarray.__new__
 
 
-class Task:
-    """Work of a stream; it takes two steps, so that others may come in between."""
-
-    __slots__ = ("arrives", "began", "leaves", "reads", "writes")
-
-    def __init__(self, reads: dict[Memory, int], writes: dict[Memory, int], arrives: Any, leaves: Any) -> None:
-        self.reads = {m: v for m, v in reads.items() if m not in writes}
-        self.writes, self.arrives, self.leaves = writes, arrives, leaves
-        self.began = False
-
-    def step(self) -> bool:
-        """Begin, or end; True if it has ended."""
-        for memory, version in self.reads.items():
-            if memory.reached != version or memory.writer:
-                raise Fault(
-                    f"memory is read in version {memory.reached}{' while it is written' if memory.writer else ''}, "
-                    f"version {version} was meant: an event was not waited for, or memory was used again too early"
-                )
-        for memory, version in self.writes.items():
-            if memory.reached != version - 1 or memory.readers or memory.writer is not self.began:
-                raise Fault(
-                    f"version {version} of memory is written over version {memory.reached} with {memory.readers} "
-                    f"readers: an event was not waited for, or memory was used again too early"
-                )
-        for kept, host in self.leaves:
-            if host.tobytes() != kept:
-                raise Fault("memory of the host has changed before it was copied to the device")
-        change = -1 if self.began else 1
-        for memory in self.reads:
-            memory.readers += change
-        for memory, version in self.writes.items():
-            memory.writer = not self.began
-            if self.began:
-                memory.reached = version
-        if self.began:
-            for kept, host in self.arrives:
-                host.reshape(-1).view(BYTE)[:] = np.frombuffer(kept, BYTE)
-        self.began = not self.began
-        return not self.began
-
-    def settle(self) -> None:
-        """It has happened, whatever went wrong."""
-        for memory in (*self.reads, *self.writes):
-            memory.reached, memory.readers, memory.writer = memory.planned, 0, False
-
-
 class SimulatedEvent:
     """How often it was recorded, and the last of these that has passed."""
 
@@ -114,42 +70,36 @@ class SimulatedEvent:
 class SimulatedStream:
     """Tasks, events to pass: (event, number), and events to wait for: (event, number, None)."""
 
-    __slots__ = ("free", "lock", "tasks")
+    __slots__ = ("free", "tasks")
 
     def __init__(self) -> None:
         self.tasks: deque[Any] = deque()
-        self.lock = threading.RLock()  # what one thread gives it at a time is one task
         self.free: dict[int, deque[Ticket]] = {}
 
-    def add(self, *uses: Any) -> None:
-        """A task that uses memory."""
-        self.tasks.append(Task(*uses))
-
-    def step(self) -> bool:
-        """Go on by one step; False if there is nothing that can be done."""
-        if not self.tasks:
-            return False
-        task = self.tasks[0]
+    def plan(self) -> list[Step]:
+        """To go on by one step; nothing if it cannot."""
+        try:
+            task = self.tasks[0]
+        except IndexError:
+            return []
         if isinstance(task, Task):
-            task.step()
-            # A task that has just begun stays where it is.
-            if not task.began:
-                self.tasks.popleft()
-            return True
-        event, number, *waits = task
-        if waits and event.passed < number:
-            return False
-        self.tasks.popleft()
-        if not waits:
-            event.passed = max(event.passed, number)
-        return True
+            # A task that only begins stays where it is.
+            return [*task.plan(), (self.tasks.popleft,)] if task.began else task.plan()
+        event, number = task[:2]
+        if len(task) == 2:
+            return [(setattr, event, "passed", max(event.passed, number)), (self.tasks.popleft,)]
+        return [(self.tasks.popleft,)] if event.passed >= number else []
 
 
 class _World:
-    """All simulated devices: their streams go on in one order, drawn from the seed."""
+    """All simulated devices: their streams go on in one order, drawn from the seed.
+
+    There is no lock, for a finalizer in a section of it may wait for what another thread has to do there.  A step is
+    planned and committed, and planned again if another thread has begun to plan meanwhile.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.guard: list[Any] = [None]
         self.streams: list[SimulatedStream] = []
         fuzz = lifecycle.fuzzing
         seed = int(os.environ.get("VARDAG_SIMULATED_SEED", "0")) if fuzz is None else fuzz.seed
@@ -158,23 +108,22 @@ class _World:
 
     def reset(self, seed: int) -> None:
         """Begin anew: all that was enqueued has happened, well or not."""
-        with self.lock:
-            for stream in self.streams:
-                for task in stream.tasks:
-                    if isinstance(task, Task):
-                        task.settle()
-                    elif len(task) == 2:
-                        task[0].passed = max(task[0].passed, task[1])
-                stream.tasks.clear()
-            self.random, self.fault = random.Random(seed), None
+        self.guard[0] = None
+        for stream in self.streams:
+            for task in stream.tasks:
+                if isinstance(task, Task):
+                    task.settle()
+                elif len(task) == 2:
+                    task[0].passed = max(task[0].passed, task[1])
+            stream.tasks.clear()
+        self.random, self.fault = random.Random(seed), None
 
     def sow(self, seed: int) -> None:
         """From now on the order is that of this seed; what was enqueued happens before."""
-        with self.lock:
-            with suppress(Fault):
-                while self.step():
-                    pass
-            self.random = random.Random(seed)
+        with suppress(Fault):
+            while self.step():
+                pass
+        self.random = random.Random(seed)
 
     def check(self) -> None:
         if self.fault is not None:
@@ -182,14 +131,23 @@ class _World:
 
     def step(self) -> bool:
         """One step of some stream that can go on; False if none can."""
-        self.check()
-        try:
+        while True:
+            ticket = object()
+            self.guard[0] = ticket
+            self.check()
             busy = [stream for stream in self.streams if stream.tasks]
-            order = self.random.sample(busy, len(busy))
-            return any(stream.step() for stream in order)
-        except Fault as fault:
-            self.fault = fault
-            raise
+            try:
+                steps = next(filter(None, (s.plan() for s in self.random.sample(busy, len(busy)))), None)
+            except Fault as fault:
+                if self.guard[0] is not ticket:
+                    continue
+                self.fault = fault
+                raise
+            if steps is None:
+                if self.guard[0] is ticket:
+                    return False
+            elif commit(self.guard, ticket, steps):
+                return True
 
 
 world = _World()
@@ -200,12 +158,13 @@ class SimulatedDriver:
     """See `streams.Driver`.  `fail`: what the next call is to raise, for tests of what the device itself reports."""
 
     raw: type[Any] = SimulatedArray
+    forks = True
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.xp: Any = SimulatedNumPy()
         self.special: Any = SimulatedSpecial()
-        self.used = 0
+        self.blocks: dict[Memory, int] = {}  # and their sizes
         self.streams: list[SimulatedStream] = []
         self.fail: BaseException | None = None
         self.capacity = CAPACITY
@@ -213,20 +172,14 @@ class SimulatedDriver:
         self.synchronisations = 0
 
     def stream(self) -> SimulatedStream:
-        with world.lock:
-            new = SimulatedStream()
-            world.streams.append(new)
-            self.streams.append(new)
-            return new
+        new = SimulatedStream()
+        world.streams.append(new)
+        self.streams.append(new)
+        return new
 
     @contextmanager
     def on(self, stream: SimulatedStream) -> Iterator[Scope]:
-        outer = local.scope
-        if outer is not None:  # what was launched before comes before
-            with world.lock:
-                outer.end()
-        stream.lock.acquire()
-        scope = Scope(self, stream)
+        outer, scope = local.scope, Scope(self, stream)
         local.scope = scope
         try:
             yield scope
@@ -234,29 +187,19 @@ class SimulatedDriver:
             local.scope = outer
             if scope.thread != threading.get_ident():
                 raise Fault(f"{self}: the scope of one thread is left by another")
-            with world.lock:
-                scope.end()
-            stream.lock.release()
-        with world.lock:
-            while world.random.random() < CHANCE and world.step():
-                pass
+        while world.random.random() < CHANCE and world.step():
+            pass
 
     def event(self) -> SimulatedEvent:
         return SimulatedEvent()
 
     def record(self, event: SimulatedEvent, stream: SimulatedStream) -> None:
         self._raise()
-        with world.lock:
-            if local.scope is not None and local.scope.stream is stream:
-                local.scope.end()
-            event.recorded += 1
-            stream.tasks.append((event, event.recorded))
+        number = event.recorded + 1
+        together([(setattr, event, "recorded", number), (stream.tasks.append, (event, number))])
 
     def wait(self, stream: SimulatedStream, event: SimulatedEvent) -> None:
-        with world.lock:
-            if local.scope is not None and local.scope.stream is stream:
-                local.scope.end()
-            stream.tasks.append((event, event.recorded, None))
+        stream.tasks.append((event, event.recorded, None))
 
     def passed(self, event: SimulatedEvent) -> bool:
         return event.passed >= event.recorded
@@ -264,20 +207,16 @@ class SimulatedDriver:
     def synchronize(self, event: SimulatedEvent) -> None:
         self._raise()
         self.synchronisations += 1
-        with world.lock:
-            number = event.recorded
-            while event.passed < number:
-                if not world.step():
-                    raise Fault("the streams wait for each other")
+        number = event.recorded
+        while event.passed < number:
+            if not world.step() and event.passed < number:
+                raise Fault("the streams wait for each other")
 
     def drain(self) -> None:
         """Let everything happen that was enqueued."""
         self.synchronisations += 1
-        with world.lock:
-            if local.scope is not None:
-                local.scope.end()
-            while world.step():
-                pass
+        while world.step():
+            pass
 
     def _raise(self) -> None:
         world.check()
@@ -302,7 +241,7 @@ class SimulatedDriver:
             if self.used + size > self.capacity:
                 raise MemoryError(f"{self}: out of memory allocating {nbytes:,} bytes") from None
             memory = Memory(self, size)
-            self.used += size
+            self.blocks[memory] = size
         lease = Lease(memory)
         memory.ticket = Ticket(lease, shelf.append)
         memory.ticket.memory = memory
@@ -321,21 +260,18 @@ class SimulatedDriver:
 
     def copy_in(self, host: np.ndarray[Any, Any], raw: SimulatedArray) -> None:
         scope = _scope(raw, "copy")
-        scope.uses("copy", (), (raw,))
         plain(raw)[...] = host
-        scope.leaves.append((host.tobytes(), host))
+        scope.uses("copy", (), (raw,), leaves=[(host.tobytes(), host)])
 
     def copy_out(self, raw: SimulatedArray, host: np.ndarray[Any, Any]) -> None:
         scope = _scope(raw, "copy")
-        scope.uses("copy", (raw,), ())
-        scope.arrives.append((plain(raw).tobytes(), host))
         host.reshape(-1).view(BYTE)[:] = UNWRITTEN
+        scope.uses("copy", (raw,), (), arrives=[(plain(raw).tobytes(), host)])
 
     def copy_peer(self, source: SimulatedArray, raw: SimulatedArray) -> None:
         scope = _scope(raw, "copy")
-        scope._reads(source.memory)
-        scope.uses("copy", (), (raw,))
         plain(raw)[...] = plain(source)
+        scope.launch([source.memory], [raw.memory])
 
     def fetch(self, raw: SimulatedArray) -> np.ndarray[Any, Any]:
         return np.array(raw.settled(), order="C")
@@ -344,17 +280,23 @@ class SimulatedDriver:
         return isinstance(error, Fault)
 
     def release(self) -> int:
-        with world.lock:
-            if world.fault is not None:
-                return 0
-            self.drain()
-            before = self.used
-            for stream in self.streams:
-                for size, shelf in stream.free.items():
-                    while shelf:
-                        shelf.pop().memory.ticket = None
-                        self.used -= size
-            return before - self.used
+        if world.fault is not None:
+            return 0
+        self.drain()
+        before = self.used
+        for stream in self.streams:
+            for shelf in tuple(stream.free.values()):
+                with suppress(IndexError):
+                    while True:
+                        memory = shelf.pop().memory
+                        memory.ticket = None
+                        self.blocks.pop(memory, None)
+        return before - self.used
+
+    @property
+    def used(self) -> int:
+        """Bytes of its blocks, idle ones too."""
+        return sum(self.blocks.values())
 
     def memory_info(self) -> tuple[int, int]:
         return self.capacity - self.used, self.capacity

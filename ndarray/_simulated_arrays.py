@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from operator import setitem
 from types import ModuleType
 from typing import Any
 from weakref import ref
 
 import numpy as np
 from scipy import special
+
+from ..engine.atomic import Step, together
 
 BYTE = np.dtype(np.uint8)
 
@@ -182,33 +185,73 @@ def scope_of(array: SimulatedArray, what: str) -> Scope:
     return scope
 
 
+class Task:
+    """Work of a stream; it takes two steps, so that others may come in between.
+
+    `arrives`: (bytes, host memory that gets them when it ends).   `leaves`: (bytes, host memory that must not have
+    changed by then).
+    """
+
+    __slots__ = ("arrives", "began", "leaves", "reads", "writes")
+
+    def __init__(self, reads: dict[Memory, int], writes: dict[Memory, int], arrives: Any, leaves: Any) -> None:
+        self.reads = {m: v for m, v in reads.items() if m not in writes}
+        self.writes, self.arrives, self.leaves = writes, arrives, leaves
+        self.began = False
+
+    def plan(self) -> list[Step]:
+        """Begin, or end: see atomic.py."""
+        for memory, version in self.reads.items():
+            if memory.reached != version or memory.writer:
+                raise Fault(
+                    f"memory is read in version {memory.reached}{' while it is written' if memory.writer else ''}, "
+                    f"version {version} was meant: an event was not waited for, or memory was used again too early"
+                )
+        for memory, version in self.writes.items():
+            if memory.reached != version - 1 or memory.readers or memory.writer is not self.began:
+                raise Fault(
+                    f"version {version} of memory is written over version {memory.reached} with {memory.readers} "
+                    f"readers: an event was not waited for, or memory was used again too early"
+                )
+        for kept, host in self.leaves:
+            if host.tobytes() != kept:
+                raise Fault("memory of the host has changed before it was copied to the device")
+        change = -1 if self.began else 1
+        steps: list[Step] = [(setattr, self, "began", not self.began)]
+        steps += [(setattr, memory, "readers", memory.readers + change) for memory in self.reads]
+        steps += [(setattr, memory, "writer", not self.began) for memory in self.writes]
+        if self.began:
+            steps += [(setattr, memory, "reached", version) for memory, version in self.writes.items()]
+            for kept, host in self.arrives:
+                steps.append((setitem, memoryview(host.reshape(-1).view(BYTE)), slice(None), kept))
+        return steps
+
+    def settle(self) -> None:
+        """It has happened, whatever went wrong."""
+        for memory in (*self.reads, *self.writes):
+            memory.reached, memory.readers, memory.writer = memory.planned, 0, False
+
+
 class Scope:
-    """What one thread gives to one stream: see `SimulatedDriver.on`.  Becomes a task when something is recorded."""
+    """What one thread gives to one stream: see `SimulatedDriver.on`."""
 
     def __init__(self, device: Any, stream: Any) -> None:
         self.device, self.stream = device, stream
         self.thread = threading.get_ident()
-        self.reads: dict[Memory, int] = {}
-        self.writes: dict[Memory, int] = {}
-        #: arrays that are copied when the task ends: (bytes, host)
-        self.arrives: list[tuple[bytes, np.ndarray[Any, Any]]] = []
-        #: host memory that must not have changed by then
-        self.leaves: list[tuple[bytes, np.ndarray[Any, Any]]] = []
 
-    def uses(self, what: str, read: Any, written: Any) -> None:
-        """Note what a kernel uses; it must be of this device."""
-        for x in _arrays(read):
-            self._reads(self._own(what, x))
-        for x in _arrays(written):
-            memory = self._own(what, x)
-            if memory is not None and memory not in self.writes:
-                self._reads(memory)
-                memory.planned += 1
-                self.writes[memory] = memory.planned
+    def uses(self, what: str, read: Any, written: Any, arrives: Any = (), leaves: Any = ()) -> None:
+        """Enqueue a kernel that uses these arrays; they must be of this device."""
+        used = [self._own(what, x) for x in _arrays(read)]
+        self.launch(used, [self._own(what, x) for x in _arrays(written)], arrives, leaves)
 
-    def _reads(self, memory: Memory | None) -> None:
-        if memory is not None and memory not in self.reads and memory not in self.writes:
-            self.reads[memory] = memory.planned
+    def launch(self, read: list[Any], written: list[Any], arrives: Any = (), leaves: Any = ()) -> None:
+        """The same, of memory."""
+        reads = {m: m.planned for m in read if m is not None}
+        writes = {m: m.planned + 1 for m in written if m is not None}
+        if reads or writes:
+            steps: list[Step] = [(setattr, m, "planned", version) for m, version in writes.items()]
+            steps.append((self.stream.tasks.append, Task(reads, writes, arrives, leaves)))
+            together(steps)
 
     def _own(self, what: str, x: Any) -> Memory | None:
         if not isinstance(x, SimulatedArray):
@@ -251,12 +294,6 @@ class Scope:
         plain(made)[...] = found
         self.uses("result", (), (made,))
         return made
-
-    def end(self) -> None:
-        """Enqueue what was noted as one task."""
-        if self.reads or self.writes or self.arrives or self.leaves:
-            self.stream.add(self.reads, self.writes, self.arrives, self.leaves)
-            self.reads, self.writes, self.arrives, self.leaves = {}, {}, [], []
 
 
 WRITES = {np.copyto, np.put, np.put_along_axis, np.place, np.putmask, np.fill_diagonal}

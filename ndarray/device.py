@@ -7,6 +7,7 @@ thread alike, so that a result or a warning never depends on who ran the operati
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from math import prod
 from types import ModuleType
@@ -117,6 +118,15 @@ def release() -> int:
 
 
 low_memory_hooks.append(release)
+
+
+def _renew() -> None:
+    for device in devices_in_use():
+        device.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 class Place:

@@ -16,24 +16,36 @@ ERRORS.  What a kernel raises while it is enqueued is its operation's, memory th
 reports later belongs to nobody in particular: the device is *lost*, everything that uses it fails with a `DeviceError`
 that lists what was enqueued since the host last waited for it.
 
-Marks, events and `seen` are guarded by the device's lock, which is held before and after a kernel and never while one
-is enqueued: a finalizer in there may wait for other lanes, which need it.  Two threads (of several engines, say) may so
-enqueue on one stream at a time; their operations are independent of each other, each has its mark behind it.
+THREADS.  There is no lock: a finalizer or handler in a section of it might wait for what another thread does there
+[test_a_finalizer_waits_while_a_mark_is_made].  Two threads (of several engines, say) may enqueue on one stream at a
+time; their operations are independent of each other.  What makes that right:
+
+  a mark gets its number after its work was enqueued and before its event is recorded: so an event is behind the work of
+  all marks of lower numbers, and `seen`, which may lose a number, never has one that was not waited for;
+  an event is recorded anew when its mark has passed: who has it from before waits for later work, which is no harm;
+  of a stream's pending marks one thread at a time lets go, others go on [reaping];
+  memory for what nobody has written is taken by the stream that computes: each reader has a mark made behind that.
+
+An interrupt anywhere in an operation leaves it marked; a second one in the marking itself might not.
 """
 
 from __future__ import annotations
 
 import threading
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager, suppress
+from itertools import count
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..engine import Engine, Error, InternalError, Kind, Operation
+from ..engine.atomic import attempt, commit, together
 from ..engine.claims import here_and_now
+from .driver import Driver
 from .dtype import DType
 from .shape import Shape
 
@@ -43,96 +55,15 @@ if TYPE_CHECKING:
 RawArray = Any
 REMEMBERED = 32  # operations that an error of the device lists
 AHEAD = 4096  # operations of one stream that may be enqueued and not passed
+NUMBER = attrgetter("number")
 
 
 class DeviceError(Error, RuntimeError):
     """A device has failed, and what was there is lost."""
 
 
-class Driver(Protocol):
-    """The least that has to be known of a kind of device: implemented by `_cupy.py` and `_simulated.py`."""
-
-    xp: ModuleType
-    #: the class of its arrays
-    raw: type[Any]
-    #: the functions of scipy.special for its arrays
-    special: Any
-
-    def stream(self) -> Any:
-        """A new stream, whose work does not wait for that of others."""
-        ...
-
-    def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """Within it the calling thread computes and takes memory on this device and stream."""
-        ...
-
-    def event(self) -> Any:
-        """A new event, without timing."""
-        ...
-
-    def record(self, event: Any, stream: Any) -> None:
-        """The event passes when the stream has done all that it was given so far."""
-        ...
-
-    def wait(self, stream: Any, event: Any) -> None:
-        """What the stream is given from now on waits for the event as it was recorded last."""
-        ...
-
-    def passed(self, event: Any) -> bool:
-        """Has it passed?  Never blocks."""
-        ...
-
-    def synchronize(self, event: Any) -> None:
-        """Block until it has passed."""
-        ...
-
-    def empty(self, shape: Shape, dtype: DType) -> RawArray:
-        """Memory of the current stream, in C order, with arbitrary contents."""
-        ...
-
-    def view(self, raw: RawArray, shape: Shape, strides: tuple[int, ...] | None, offset: int) -> RawArray:
-        """Another geometry over the memory of `raw`; strides and offset in bytes."""
-        ...
-
-    def pinned(self, shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
-        """Memory of the host that the device can reach."""
-        ...
-
-    def copy_in(self, host: np.ndarray[Any, Any], raw: RawArray) -> None:
-        """Enqueue a copy on the current stream; both in C order.  `host` stays as it is until then."""
-        ...
-
-    def copy_out(self, raw: RawArray, host: np.ndarray[Any, Any]) -> None:
-        """Enqueue a copy on the current stream; both in C order."""
-        ...
-
-    def copy_peer(self, source: RawArray, raw: RawArray) -> None:
-        """Enqueue a copy from another device of this kind on the current stream."""
-        ...
-
-    def fetch(self, raw: RawArray) -> np.ndarray[Any, Any]:
-        """A copy of its value on the host, in C order.  Blocks until the current stream has come to it."""
-        ...
-
-    def fatal(self, error: BaseException) -> bool:
-        """Does this error say that the device is in no state to go on?"""
-        ...
-
-    def release(self) -> int:
-        """Give idle memory back; the number of bytes."""
-        ...
-
-    def memory_info(self) -> tuple[int, int]:
-        """Bytes that are free, and all bytes, of the device."""
-        ...
-
-    def properties(self) -> dict[str, Any]:
-        """What is known of the device: name, compute capability, ..."""
-        ...
-
-
 class Mark:
-    """A place on a stream.  `event`: None once the stream has passed it."""
+    """A place on a stream, behind all of its marks of lower numbers.  `event`: None once the stream has passed it."""
 
     __slots__ = ("event", "number", "stream")
 
@@ -143,28 +74,29 @@ class Mark:
 class Stream:
     """A queue of the device.
 
-    `seen`: of each other stream the number of the last mark that this one has waited for.   `pending`: marks that it
-    has not passed as far as is known, the oldest first, each with the memory that is kept until then.
+    `seen`: of each other stream the number of a mark that this one has waited for.   `pending`: marks that it has not
+    passed as far as is known, the oldest first, each with the memory that is kept until then.
     """
 
-    __slots__ = ("lane", "native", "number", "pending", "seen")
+    __slots__ = ("lane", "native", "numbers", "pending", "reaping", "seen")
 
     def __init__(self, native: Any, lane: str) -> None:
         self.native, self.lane = native, lane
-        self.number = 0
+        self.numbers = count(1)
+        self.reaping = allocate_lock()  # tried, never waited for
         self.seen: dict[Stream, int] = {}
         self.pending: deque[tuple[Mark, list[Any]]] = deque()
 
 
 class Remote:
-    """A buffer's memory on a device: see the module's text."""
+    """A buffer's memory on a device: see the module's text.  `read`: marks of its readers since it was written."""
 
     __slots__ = ("home", "raw", "read", "written")
 
     def __init__(self, raw: RawArray, home: Stream) -> None:
         self.raw, self.home = raw, home
         self.written: Mark | None = None
-        self.read: dict[Stream, Mark] = {}
+        self.read: dict[Mark, None] = {}
 
 
 class Accelerator:
@@ -175,8 +107,7 @@ class Accelerator:
     def __init__(self, name: str, driver: Driver) -> None:
         self.name, self.driver = name, driver
         self.xp, self.raw, self.special = driver.xp, driver.raw, driver.special
-        self.lock = threading.RLock()
-        self.unwritten = threading.RLock()  # held by who takes memory for what nobody has written
+        self.taking: list[Any] = [None]  # the ticket of who takes memory for a buffer
         self.compute = Stream(driver.stream(), name)
         self.copy_in = Stream(driver.stream(), f"{name}-copy-in")
         self.copy_out = Stream(driver.stream(), f"{name}-copy-out")
@@ -202,12 +133,16 @@ class Accelerator:
 
     def remote(self, buffer: Buffer) -> Remote:
         """The buffer's memory, taken now if nobody has taken it yet."""
-        found = buffer.remote
-        if found is None:
+        while True:
+            ticket = object()
+            self.taking[0] = ticket
+            found = buffer.remote
+            if found is not None:
+                return found
             if _now.stream is None:
                 raise InternalError(f"[{self.name}] memory is taken outside of an operation")
-            found = buffer.remote = Remote(self.empty(buffer.shape, buffer.dtype), _now.stream)
-        return found
+            new = Remote(self.empty(buffer.shape, buffer.dtype), _now.stream)
+            commit(self.taking, ticket, [(setattr, buffer, "remote", new)])
 
     def adopt(self, buffer: Buffer, raw: RawArray) -> None:
         """Take what a kernel has made as the buffer's memory, or copy it."""
@@ -225,10 +160,8 @@ class Accelerator:
 
     def release(self) -> int:
         """Give back what is idle: memory that was kept for streams that have passed, and the device's pool."""
-        with self.lock:
-            for stream in (self.compute, self.copy_in, self.copy_out):
-                self._reap(stream, len(stream.pending))
-            return self.driver.release()
+        self._reap_all()
+        return self.driver.release()
 
     # ---- work ------------------------------------------------------------------------------------------------------
 
@@ -248,40 +181,49 @@ class Accelerator:
         made = list(dict.fromkeys(writes))
         read = [b for b in dict.fromkeys(reads) if b not in made]
         for buffer in read:
-            there: Any = buffer.device
-            if buffer.remote is None and there is not self:  # nobody has written it: memory is its own device's to take
-                with there.unwritten:
-                    if buffer.remote is None:
-                        there.enqueue(there.compute, (), (buffer,), buffer.allocate, "memory")
+            if buffer.remote is None or buffer.remote.written is None:
+                there: Any = buffer.device
+                there._unwritten(buffer)
         with self._loses(), self.driver.on(stream.native):
             before, outer = compute_on(self), _now.stream
             _now.stream = stream
             try:
-                with self.lock:
-                    self._prepare(stream, read, made)
-                    self.enqueued.append(words)
+                self._prepare(stream, read, made)
+                self.enqueued.append(words)
                 try:
                     function()
                 finally:
-                    with self.lock:
+                    try:
                         mark = self._mark(stream, read, made, keeps)
+                    except BaseException:  # an interrupt; to mark twice is no harm
+                        self._mark(stream, read, made, keeps)
+                        raise
             finally:
                 _now.stream = outer
                 compute_on(before)
+            if len(stream.pending) > AHEAD:
+                self._catch_up(stream)
         return mark
+
+    def _unwritten(self, buffer: Buffer) -> None:
+        """Take memory for what is read and nobody has written: nd.empty."""
+        mark = self.enqueue(self.compute, (), (), lambda: self.remote(buffer), "memory")
+        remote: Any = buffer.remote
+        if remote.written is None:
+            remote.written = mark  # or another reader's: each is behind the taking
 
     def _prepare(self, stream: Stream, read: list[Buffer], made: list[Buffer]) -> None:
         """Let the stream wait for who used the buffers."""
-        for buffer in read:  # what nobody has written has memory all the same: nd.empty
-            self._await(stream, (buffer.remote or self.remote(buffer)).written)
+        for buffer in read:
+            self._await(stream, buffer.remote.written)  # type: ignore[union-attr]
         for buffer in made:
             remote = buffer.remote
             if remote is not None:
-                for mark in (remote.written, *remote.read.values()):
+                for mark in (remote.written, *remote.read):
                     self._await(stream, mark)
 
     def _await(self, stream: Stream, mark: Mark | None) -> None:
-        event = None if mark is None else mark.event  # read once: another device may find that it has passed
+        event = None if mark is None else mark.event  # read once: another thread may find that it has passed
         if mark is None or event is None or mark.stream is stream:
             return
         if stream.seen.get(mark.stream, 0) < mark.number:
@@ -290,36 +232,58 @@ class Accelerator:
 
     def _mark(self, stream: Stream, read: list[Buffer], made: list[Buffer], keeps: Sequence[Any]) -> Mark:
         """The mark behind what was just enqueued: the buffers learn of it, the stream keeps what it borrows."""
-        event = self.idle.pop() if self.idle else self.driver.event()
+        try:
+            event = self.idle.pop()
+        except IndexError:
+            event = self.driver.event()
+        mark = Mark(stream, next(stream.numbers), event)
         self.driver.record(event, stream.native)
-        stream.number += 1
-        mark = Mark(stream, stream.number, event)
         borrowed = list(keeps)
+        stream.pending.append((mark, borrowed))
         for buffer in (*read, *made):
             remote = buffer.remote
-            if remote is None:
-                continue  # the kernel failed before it took memory
-            if remote.home is not stream:
+            if remote is not None and remote.home is not stream:  # None: the kernel failed before it took memory
                 borrowed.append(remote.raw)
-            if buffer in made:
-                remote.written, remote.read = mark, {}
-            else:
-                remote.read[stream] = mark
-        stream.pending.append((mark, borrowed))
+        for buffer in made:
+            if buffer.remote is not None:
+                buffer.remote.written, buffer.remote.read = mark, {}
+        for buffer in read:
+            marks: dict[Mark, None] = buffer.remote.read  # type: ignore[union-attr]
+            marks[mark] = None
+            for other in tuple(marks):
+                if other.event is None or (other.stream is stream and other.number < mark.number):
+                    marks.pop(other, None)
         self._reap(stream, 2)
-        if len(stream.pending) > AHEAD:
-            self.driver.synchronize(stream.pending[0][0].event)
         return mark
+
+    def _catch_up(self, stream: Stream) -> None:
+        """Wait for the oldest mark of a stream that is far behind."""
+        with suppress(IndexError):  # it has passed meanwhile
+            event = stream.pending[0][0].event
+            if event is not None:
+                self.driver.synchronize(event)
 
     def _reap(self, stream: Stream, most: int) -> None:
         """Let go of what was kept for the oldest marks that the stream has passed."""
-        pending = stream.pending
+        attempt(stream.reaping, self._let_go, stream.pending, most)
+
+    def renew(self) -> None:
+        """In a forked child."""
+        for stream in (self.compute, self.copy_in, self.copy_out):
+            stream.reaping = allocate_lock()  # its holder may be a thread that is not here
+        if not self.driver.forks:
+            self.lost = f"[{self.name}] it was used before this process was forked; start processes with spawn"
+
+    def _reap_all(self) -> None:
+        for stream in (self.compute, self.copy_in, self.copy_out):
+            self._reap(stream, len(stream.pending))
+
+    def _let_go(self, pending: deque[tuple[Mark, list[Any]]], most: int) -> None:
         for _ in range(most):
             if not pending or not self.driver.passed(pending[0][0].event):
                 return
-            mark, _ = pending.popleft()
-            self.idle.append(mark.event)
-            mark.event = None
+            mark = pending[0][0]
+            together([(pending.popleft,), (self.idle.append, mark.event), (setattr, mark, "event", None)])
 
     # ---- the host's waits ------------------------------------------------------------------------------------------
 
@@ -331,11 +295,9 @@ class Accelerator:
         self.synchronisations += 1
         with self._loses():
             self.driver.synchronize(event)
-        with self.lock:
-            for stream in (self.compute, self.copy_in, self.copy_out):
-                self._reap(stream, len(stream.pending))
-            if not (self.compute.pending or self.copy_in.pending or self.copy_out.pending):
-                self.enqueued.clear()
+        self._reap_all()
+        if not (self.compute.pending or self.copy_in.pending or self.copy_out.pending):
+            self.enqueued.clear()
 
     @contextmanager
     def _loses(self) -> Iterator[None]:
@@ -387,9 +349,7 @@ class Accelerator:
 
         def run() -> None:
             for stream in (self.compute, self.copy_in, self.copy_out):
-                with self.lock:
-                    last = stream.pending[-1][0] if stream.pending else None
-                self.synchronize(last)
+                self.synchronize(max((mark for mark, _ in tuple(stream.pending)), key=NUMBER, default=None))
 
         operation = Operation(Kind.KERNEL, run, f"wait for {self.name}", lane=self.copy_out.lane)
         engine.admit(lambda: (operation, (), (), (), [], [], False))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import signal
 import threading
 
 import numpy as np
@@ -65,14 +67,14 @@ def program(first, second):
 def test_a_fuzzed_schedule_has_an_order_of_streams_too(monkeypatch):
     """The same seed, the same steps of the same streams; another seed, others."""
     steps: list[tuple[int, bool]] = []
-    step = _simulated.SimulatedStream.step
+    plan = _simulated.SimulatedStream.plan
 
     def noted(stream):
-        went = step(stream)
-        steps.append((streams.setdefault(stream, len(streams)), went))
-        return went
+        planned = plan(stream)
+        steps.append((streams.setdefault(stream, len(streams)), bool(planned)))
+        return planned
 
-    monkeypatch.setattr(_simulated.SimulatedStream, "step", noted)
+    monkeypatch.setattr(_simulated.SimulatedStream, "plan", noted)
 
     def under(seed):
         steps.clear()
@@ -339,6 +341,94 @@ def test_a_lost_device_fails_everything_and_says_what_was_enqueued():
         with pytest.raises(DeviceError, match="illegal address"):
             array.asnumpy()
     assert nd.ones((2,)).asnumpy().tolist() == [1, 1]
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["record", "wait", "passed", "empty"])
+def test_a_finalizer_waits_while_a_mark_is_made(where, monkeypatch):
+    """Whatever the device is asked in between, another thread brings its values to the host."""
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    x, away = nd.ones((3,), ctx=ONE), nd.ones((3,), ctx=TWO)
+    nd.waitall()
+    driver, finished = accelerator(ONE).driver, []
+    asked = getattr(driver, where)
+
+    def interrupted(*args):
+        setattr(driver, where, asked)
+        other = threading.Thread(target=lambda: finished.append(x.asnumpy().tolist()), daemon=True)
+        other.start()
+        other.join(20)
+        finished.append(other.is_alive())
+        return asked(*args)
+
+    monkeypatch.setattr(driver, where, interrupted)
+    y = (away.copyto(ONE) + x) * 2
+    assert y.asnumpy().tolist() == [4, 4, 4]
+    assert finished == [[1, 1, 1], False]
+
+
+def test_two_threads_in_scopes_of_two_devices_the_other_way_round():
+    met = threading.Barrier(2, timeout=20)
+
+    def nested(first, second):
+        with accelerator(first).driver.on(accelerator(first).compute.native):
+            met.wait()
+            with accelerator(second).driver.on(accelerator(second).compute.native):
+                pass
+
+    threads = [threading.Thread(target=nested, args=order, daemon=True) for order in ((ONE, TWO), (TWO, ONE))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_threads_on_one_stream():
+    """Engines of their own, one array that all read."""
+    shared, found = nd.array(np.arange(50.0), ctx=ONE), {}
+    shared.wait_to_read()
+
+    def work(number):
+        with Engine(workers=2) as own, own.use():
+            found[number] = [(nd.array([1.0 * i], ctx=ONE) * number).asnumpy()[0] for i in range(60)]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: [1.0 * i * n for i in range(60)] for n in range(4)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("forks", [True, False])
+def test_a_child_forked_while_a_kernel_runs(forks, monkeypatch):
+    inside, go = threading.Event(), threading.Event()
+
+    @vd.operator
+    def slow(xp, x, *, out):
+        inside.set()
+        go.wait(20)
+        out[...] = x
+
+    monkeypatch.setattr(type(accelerator(ONE).driver), "forks", forks)
+    y = slow(nd.ones((2,), ctx=ONE))
+    assert inside.wait(20)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)  # a hang in the child ends it
+        try:
+            right = (nd.ones((2,), ctx=ONE) + 1).asnumpy().tolist() == [2, 2] and forks
+        except DeviceError as error:
+            right = not forks and "forked" in str(error)
+        os._exit(0 if right else 1)
+    go.set()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert y.asnumpy().tolist() == [1, 1]
 
 
 # ---- each check fires ------------------------------------------------------------------------------------------------
