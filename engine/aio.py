@@ -275,7 +275,8 @@ class Awaiting(Pressure):
         with P held, possibly several times, to read shared state only.  It returns ``(variable, mode, memory, steps,
         first)``: how the variable is accessed (of a part that is to be written the rest must stay: "update"), a
         function that gives the raw memory when the operation runs, steps to commit with it, and an admission that has
-        to come before, or None.
+        to come before, or None.  Memory of a device has a method ``within(function, memories)``, which gives the
+        function that runs `function` there.
         """
         for vs in (reads, writes, updates):
             for v in vs:
@@ -304,6 +305,10 @@ class Awaiting(Pressure):
                 op.fn = lifecycle.checking.resolved(op, fn, (reads, writes, updates), memories, found)
             elif memories:
                 op.fn = lambda: fn(*(memory() for memory in memories))
+            for memory in memories:
+                if hasattr(memory, "within"):
+                    op.fn = memory.within(op, memories)
+                    break
             return op, found["read"], found["write"], found["update"], steps, keep, False
 
         return plan

@@ -24,6 +24,7 @@ from .copies import Copies
 from .device import Place, RawArray, place_of
 from .dtype import DType, as_dtype
 from .indexing import basic_index, is_whole, refusal
+from .lent import Lent
 from .line import DETACHED, READ_ONLY, Line, line_of, scope
 from .memory import KEPT, SMALL, follow
 from .reading import describe
@@ -289,13 +290,9 @@ class Array(Copies):
         """What ``engine.push(fn, reads=, writes=, updates=)`` asks of an array, under the order lock.
 
         Gives (variable, mode, memory, steps, first): a view of a part is updated where it is to be written; `memory()`
-        is a NumPy view of the bytes, read-only in mode "read", for when the operation runs; `first` is an admission to
-        be committed before (a copy-on-write), or None.
+        is a view of the bytes, read-only in mode "read", for when the operation runs: NumPy's, or the device's array;
+        `first` is an admission to be committed before (a copy-on-write), or None.
         """
-        if self._chunk.place.queued:
-            raise ArgumentError(
-                f"[push] {describe(self)} on {self.context}: functions get memory of the host; .as_in_context(cpu())"
-            )
         buffer, geometry = self._chunk.buffer, (self._shape, self._strides, self._offset)
         steps: list[Any] = []
         if mode != "read":
@@ -306,6 +303,9 @@ class Array(Copies):
             if writing.first is not None:
                 return buffer.variable, mode, None, steps, writing.first
             buffer, steps, mode = writing.buffer, writing.steps, "write" if whole else "update"
+
+        if self._chunk.place.queued:
+            return buffer.variable, mode, Lent(buffer, geometry, mode), steps, None
 
         def memory() -> RawArray:
             raw = buffer.view(*geometry)

@@ -83,7 +83,7 @@ def copies(memories: list[Any], modes: list[str], shared: list[bool]) -> list[Co
     What others write too is not copied but compared.  What overlaps another operand, and one of the two is changed, is
     given as it is: the two are one update, whichever of them the function uses.
     """
-    if not all(isinstance(memory, np.ndarray) for memory in memories):
+    if not all(type(memory) is np.ndarray for memory in memories):
         return None
     out = []
     for i, memory in enumerate(memories):

@@ -343,6 +343,71 @@ def test_a_lost_device_fails_everything_and_says_what_was_enqueued():
     assert nd.ones((2,)).asnumpy().tolist() == [1, 1]
 
 
+# ---- functions -------------------------------------------------------------------------------------------------------
+
+
+def test_functions_get_the_device_s_memory(engine):
+    """What is read may not be written, what is written is taken, and memory of the host may be beside it."""
+    before = accelerator(ONE).synchronisations
+    x, y, host = nd.ones((2, 3), ctx=ONE), nd.empty((2, 3), ctx=ONE), nd.ones((3,))
+
+    def function(a, b, c, part):
+        assert type(a) is type(b) is accelerator(ONE).raw and type(c) is np.ndarray
+        b[...] = a * 2 + 1
+        part[...] = 9
+        c[:] = 7
+
+    z = nd.zeros((4,), ctx=ONE)
+    engine.push(function, reads=[x], writes=[y, host], updates=[z[1:3]])
+    later = y + 1
+    assert accelerator(ONE).synchronisations == before
+    assert later.asnumpy().tolist() == [[4, 4, 4]] * 2
+    assert host.asnumpy().tolist() == [7, 7, 7]
+    assert z.asnumpy().tolist() == [0, 9, 9, 0]
+    engine.push(lambda a: a.fill(5), reads=[x], name="careless")
+    with pytest.raises(ExceptionGroup) as caught:
+        engine.wait_for_all()
+    assert "read-only" in str(caught.value.exceptions[0])
+
+
+def test_what_a_function_raises_is_its_outputs_error(engine):
+    x = nd.ones((3,), ctx=ONE)
+    engine.push(lambda a: 1 / 0, updates=[x], name="careless")
+    y = x * 2
+    with pytest.raises(ZeroDivisionError) as caught:
+        y.asnumpy()
+    assert "operator: careless" in "".join(caught.value.__notes__)
+    assert nd.ones((2,), ctx=ONE).asnumpy().tolist() == [1, 1]
+
+
+def test_functions_that_cannot_have_it_are_refused(engine):
+    async def coroutine(a):
+        raise AssertionError
+
+    x, away = nd.ones((3,), ctx=ONE), nd.ones((3,), ctx=TWO)
+    with pytest.raises(vd.Error, match=r"\[push\] .*one device, not of simulated\(0\) and simulated\(1\)"):
+        engine.push(lambda a, b: None, reads=[x], writes=[away])
+    with pytest.raises(vd.Error, match=r"\[push\] an async function .* not of simulated\(0\)"):
+        engine.push(coroutine, updates=[x])
+    assert [v.asnumpy().tolist() for v in (x, away)] == [[1, 1, 1]] * 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_functions_are_in_the_order_of_operators(seed, engine):
+    _simulated.world.reset(seed)
+
+    def values(context):
+        x, w = nd.ones((50,), ctx=context), nd.ones((50,), ctx=context)
+        for _ in range(10):
+            y = x * 1.5
+            engine.push(lambda a, b: np.add(a, b, out=b), reads=[y], updates=[w])
+            x = w.copyto(nd.cpu()).copyto(context) * 0.5
+            engine.push(lambda a: np.multiply(a, 0.75, out=a), updates=[x])
+        return w.asnumpy().tobytes()
+
+    assert values(ONE) == values(nd.cpu())
+
+
 # ---- threads ---------------------------------------------------------------------------------------------------------
 
 
