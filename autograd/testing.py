@@ -16,6 +16,7 @@ import numpy as np
 
 from ..engine import ArgumentError, ArgumentTypeError, Engine, Error
 from ..ndarray.array import Array
+from ..ndarray.context import cpu
 from ..ndarray.dtype import FLOAT32, FLOAT64, is_float
 from ..operators import texts
 from ..operators.declare import UserOperator
@@ -398,7 +399,8 @@ def nothing_is_kept_in_vain(subject: Subject) -> None:
             _calls.append(named)
             return _function(F, **named)
 
-        with patch.object(text, "function", watched), Engine(workers=1, inline=False):  # texts that run, not programs
+        # texts that run, not programs, on arrays that can be computed with outside of operations
+        with patch.object(text, "function", watched), Engine(workers=1, inline=False), cpu():
             for case in subject.connected:
                 gradients(case, case.raws())
         assert calls or not kept, f"no sample runs the text of {kept}"

@@ -67,10 +67,10 @@ __all__ = [
 class Statistics:
     """What arrays hold, and what protecting values against writes has cost since the program began.
 
-    `live_bytes`: of the memory of arrays, whoever keeps it (blocks of less than 4096 bytes aside).   `peak_bytes`: the
-    most that ever was.   `copies`: copies of held bytes or of chunks, made before a write.   `renames`: whole writes
-    that took a new buffer because the old one was held.   `overtaking`: those that did so only because operations that
-    use the old one were pending; how many depends on the schedule.
+    `live_bytes`: of the memory of arrays on all devices, whoever keeps it (blocks of less than 4096 bytes aside).
+    `peak_bytes`: the most that ever was.   `copies`: copies of held bytes or of chunks, made before a write.
+    `renames`: whole writes that took a new buffer because the old one was held.   `overtaking`: those that did so only
+    because operations that use the old one were pending; how many depends on the schedule.
     """
 
     copies: int

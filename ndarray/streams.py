@@ -47,6 +47,7 @@ from ..engine.atomic import attempt, commit, together
 from ..engine.claims import here_and_now
 from .driver import Driver
 from .dtype import DType
+from .memory import follow
 from .shape import Shape
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ class Accelerator:
             if _now.stream is None:
                 raise InternalError(f"[{self.name}] memory is taken outside of an operation")
             new = Remote(self.empty(buffer.shape, buffer.dtype), _now.stream)
-            commit(self.taking, ticket, [(setattr, buffer, "remote", new)])
+            if commit(self.taking, ticket, [(setattr, buffer, "remote", new)]):
+                follow(new.raw)
 
     def adopt(self, buffer: Buffer, raw: RawArray) -> None:
         """Take what a kernel has made as the buffer's memory, or copy it."""
@@ -150,6 +152,7 @@ class Accelerator:
             if _now.stream is None:
                 raise InternalError(f"[{self.name}] memory is adopted outside of an operation")
             buffer.remote = Remote(raw if raw.shape == buffer.shape else raw.reshape(buffer.shape), _now.stream)
+            follow(raw)
         else:
             buffer.view(raw.shape)[...] = raw
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..engine import InternalError
 from ..ndarray.dtype import is_float
+from .elsewhere import brought
 from .schema import Attributes, Operator, Text, registry
 from .texts import arguments, finished
 
@@ -136,7 +137,7 @@ def _through(F: Any, value: Value, g: Any) -> Any:
     """(input, cotangent) of each input of an operator that wants one."""
     op = value.op
     assert op is not None
-    plain = [x.value if isinstance(x, Value) else x for x in value.inputs]
+    plain = [x.value if isinstance(x, Value) else brought(x) for x in value.inputs]
     known: dict[str, Any] = {**dict.fromkeys(op.inputs), "g": g, op.outputs[0]: value.value}
     for i, x in enumerate(plain):
         if i < len(op.inputs):

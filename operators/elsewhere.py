@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from ..ndarray.device import HOST
 from ..ndarray.streams import computing
 
 #: operators that need what CuPy has not, or step through their input element by element
 HOST_KERNELS = frozenset({
-    "CTCLoss", "GridGenerator", "ROIPooling", "contrib_AdaptiveAvgPooling2D", "contrib_BilinearResize2D",
+    "CTCLoss", "ROIPooling", "contrib_AdaptiveAvgPooling2D", "contrib_BilinearResize2D",
     "contrib_ROIAlign", "contrib_box_iou", "contrib_box_nms", "csr_dot", "ctc_backward", "interpolate",
-    "linalg_solve_triangle", "polygamma", "resample", "resample_back", "spread",
+    "linalg_solve_triangle", "polygamma", "resample", "resample_back", "roi_align_back", "spread",
 })  # fmt: skip
 
 REDUCTIONS: dict[Any, str] = {
@@ -36,6 +37,12 @@ def ufunc_of(device: Any, ufunc: np.ufunc) -> Any:
     """The ufunc for arrays of a device: NumPy's find their way themselves, SciPy's do not."""
     name = ufunc.__name__
     return ufunc if device is None or getattr(np, name, None) is ufunc else getattr(device.special, name)
+
+
+def brought(value: Any) -> Any:
+    """A constant in a text: where kernels run on a device, an array of the host becomes that device's."""
+    home = computing()
+    return value if home is None or type(value) is not HOST.raw else home.xp.asarray(value)
 
 
 def reduced(ufunc: np.ufunc, x: Any, axis: Any, out: Any, keepdims: bool) -> None:

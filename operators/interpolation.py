@@ -242,7 +242,7 @@ def generated(F: Any, data: Any, *, transform_type: str, target_shape: Any) -> A
     h, w = data.shape[2:]
     places = np.stack(np.meshgrid(np.arange(w), np.arange(h))).astype(data.dtype)
     halves = np.array([max(w - 1, 1), max(h - 1, 1)]).reshape(2, 1, 1).astype(data.dtype) / 2
-    return F.add(data, places) / halves - 1
+    return F.divide(F.add(data, places), halves) - 1
 
 
 def _target(attributes: Attributes) -> tuple[int, int]:

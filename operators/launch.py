@@ -18,7 +18,7 @@ from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import FLOAT32, NARROW, DType
 from ..ndarray.shape import Shape, Strides
 from ..ndarray.streams import compute_on, computing
-from .elsewhere import on_host, ufunc_of
+from .elsewhere import brought, on_host, ufunc_of
 from .schema import Attributes, Operator, Step, call_into
 
 View = tuple[Buffer, Shape, Strides, int]
@@ -136,8 +136,7 @@ class Launch:
             self._by_the_host(device)
             return
         arrays, raws = self._memory()
-        given = [device.xp.asarray(a) if type(a) is HOST.raw else a for a in arrays]
-        do(self._steps(given, raws))
+        do(self._steps(list(map(brought, arrays)), raws))
 
     def _by_the_host(self, device: Any) -> None:
         """Fetch what it reads, compute on the host, and bring back what it writes (elsewhere.py)."""

@@ -18,7 +18,7 @@ from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import BOOL, FLOAT32, NARROW
 from ..ndarray.shape import Shape
 from ..ndarray.streams import compute_on, computing
-from .elsewhere import on_host, ufunc_of
+from .elsewhere import brought, on_host, ufunc_of
 from .launch import watch, watchers
 from .schema import Attributes, Meta, Operator, Step, Text, registry
 
@@ -94,7 +94,7 @@ def _ufunc_there(ufunc: Any, op: Operator, home: Any) -> Callable[..., Any]:
     ufunc = ufunc_of(home, ufunc)
 
     def function(*inputs: Any) -> Any:
-        inputs = tuple(home.xp.asarray(x) if type(x) is HOST.raw else x for x in inputs)
+        inputs = tuple(map(brought, inputs))
         narrow = next((x.dtype for x in inputs if isinstance(x, home.raw) and x.dtype in op.widened), None)
         if narrow is None:
             return home.xp.asarray(ufunc(*inputs))
@@ -297,9 +297,7 @@ def _raw(value: Any, narrow: bool) -> Any:
         return array.astype(FLOAT32) if narrow and array.dtype in NARROW else array
     if type(value) is list:
         return tuple(_raw(v, narrow) for v in value)
-    home = computing()
-    if home is not None and isinstance(value, np.ndarray) and not isinstance(value, home.raw):
-        value = home.xp.asarray(value)  # of the host: a constant
+    value = brought(value)
     if isinstance(value, np.generic | np.ndarray) and narrow and value.dtype in NARROW:
         return value.astype(FLOAT32)
     return value

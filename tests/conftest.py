@@ -14,6 +14,8 @@ import pytest
 
 import vardag as vd
 from vardag.engine import Engine, current, default
+from vardag.ndarray.context import DEFAULT
+from vardag.ndarray.device import FACTORIES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +32,16 @@ ENGINES = {
     "threaded-2": ("ThreadedEnginePerDevice", 2),
     "threaded-8": ("ThreadedEnginePerDevice", 8),
 }
+
+
+ELSEWHERE = DEFAULT.device_type in FACTORIES
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`VARDAG_DEFAULT_CONTEXT='simulated(0)'`: all tests but those of the host run on a device with streams."""
+    host = item.get_closest_marker("host")
+    if host is not None and ELSEWHERE:
+        pytest.skip(f"of the host: {host.args[0]}")
 
 
 @pytest.fixture(params=list(ENGINES))

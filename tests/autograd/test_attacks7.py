@@ -96,6 +96,7 @@ def test_ones_are_not_kept_for_every_shape_of_a_head(engine: Engine) -> None:
     assert plans._ones.cache_info().currsize <= plans.KNOWN
 
 
+@pytest.mark.host("kernels that run within their push")
 def test_what_a_thread_writes_to_a_gradient_is_not_written_over(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_the_structure_of_a_graph_that_is_freed_meanwhile(engine: Engine, monkey
         assert structure.structure_of(node) is structure.UNKNOWN
 
 
+@pytest.mark.host("what runs at once")
 def test_a_half_written_array_is_not_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """RACE "half-written": the writer within its push ends between the two looks of a reader."""
     x, y = nd.array([1.0, 2.0]), nd.array([0.0, 0.0])
@@ -209,6 +211,7 @@ def test_a_half_written_array_is_not_read(engine: Engine, monkeypatch: pytest.Mo
     assert x.asnumpy().tolist() == [100, 200]
 
 
+@pytest.mark.host("kernels that run within their push")
 def test_what_a_handler_raises_into_a_kernel_that_fails_goes_to_the_caller(engine: Engine) -> None:
     class Failing:
         todo: ClassVar[list[Exception]] = [TimeoutError("from outside")]

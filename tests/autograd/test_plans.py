@@ -14,6 +14,8 @@ from vardag.engine import Engine
 from vardag.engine.testing import Gate
 from vardag.operators import tracing
 
+pytestmark = pytest.mark.host("devices have no plans")
+
 
 @pytest.fixture
 def ran(monkeypatch):

@@ -107,6 +107,7 @@ def test_a_deep_graph_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(known) < structure.MOST + 10  # what is deeper has one in common
 
 
+@pytest.mark.host("devices have no plans")
 def test_structures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structure, "REMEMBERED", 10)
     with Engine(workers=1):

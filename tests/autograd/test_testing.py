@@ -65,7 +65,7 @@ def random_bits(xp, x, y, *, power=2, out):
         ({"y": lambda F, g, x, y, power: g * x**power}, "nothing_is_kept_in_vain"),
         ({"y": lambda F, g, x, power: F.cast(g * x**power, dtype="float64")}, "texts_stay_in_the_dtype_of_the_input"),
         ({"kernel": writes_to_its_input}, None),
-        ({"kernel": looks_at_the_layout}, None),
+        pytest.param({"kernel": looks_at_the_layout}, None, marks=pytest.mark.host("how its operands lie")),
         ({"kernel": random_bits}, None),
         ({"infer": wrong_dtype, "broadcasts": True}, "metadata_is_known_at_the_call_and_dtypes_stay"),
         ({"reference": lambda x, y, power=2: x * y}, "the_value_is_the_reference"),

@@ -288,6 +288,7 @@ def test_own_loop_ends_with_the_engine():
     assert not left
 
 
+@pytest.mark.host("async functions get memory of the host")
 async def test_reads_writes_and_arrays_of_an_async_operation(engine_kind):
     x, y = nd.array([1, 2, 3]), nd.zeros(3)
 
@@ -988,6 +989,7 @@ async def test_push_when_room_gives_way(monkeypatch, caplog):
     assert "The bound gives way" in caplog.text
 
 
+@pytest.mark.host("async functions get memory of the host")
 async def test_push_when_room_refuses_what_push_refuses():
     with Engine(workers=1) as e, Engine(workers=1) as other:
         with pytest.raises(ArgumentTypeError):

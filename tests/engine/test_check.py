@@ -17,6 +17,8 @@ from vardag.ndarray.sentinel import left, sentinel
 
 from .lending import Lent
 
+pytestmark = pytest.mark.host("the checks copy and compare memory of the host")
+
 
 @pytest.fixture(params=["NaiveEngine", "ThreadedEnginePerDevice"], autouse=True)
 def own_engine(request):

@@ -124,6 +124,7 @@ def under(seed: int, bug: str) -> tuple[Any, list[str]]:
     return result, schedule.log
 
 
+@pytest.mark.host("its function uses memory that it kept")
 @pytest.mark.skipif(bool(os.environ.get("VARDAG_CHECK")), reason="the checker finds them first")
 @pytest.mark.parametrize("bug", BUGS)
 def test_it_finds_the_bug_and_repeats_it(bug):
@@ -218,6 +219,7 @@ def test_tiles_come_in_any_order_and_the_first_error_counts():
     assert len(found) > 5
 
 
+@pytest.mark.host("segments")
 def test_large_segments_give_the_same_bytes():
     """They join, close and are tiled at random."""
     rng = np.random.default_rng(1)

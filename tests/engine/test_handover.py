@@ -149,6 +149,7 @@ def test_a_product_of_arrays(engine):
 
 
 # ==================================================================================================== who never pays
+@pytest.mark.host("what is handed over")
 def test_users_functions_and_short_kernels_do_not(engine, handed):
     engine.push(lambda: None)
     admit(engine, Kind.ATOMIC, lambda: ())

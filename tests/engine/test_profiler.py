@@ -17,6 +17,7 @@ def by_name(profile: Any) -> dict[str, Any]:
     return {e.name: e for e in profile.events}
 
 
+@pytest.mark.host("kernels that run within their push")
 def test_operations_of_every_kind() -> None:
     with Engine(workers=2) as e:
         x = nd.ones((300, 300))
@@ -42,6 +43,7 @@ def test_operations_of_every_kind() -> None:
         assert __file__ in found["dot"].line
 
 
+@pytest.mark.host("segments")
 def test_a_segment_names_its_members() -> None:
     with Engine(workers=1) as e:
         a, b = nd.ones(500_000), nd.ones(500_000)
@@ -111,6 +113,7 @@ def test_waits_say_what_they_were_for() -> None:
         assert p.waits(least=1000) == ""
 
 
+@pytest.mark.host("segments")
 def test_the_trace_has_waits_members_and_arrows(tmp_path: Any) -> None:
     with Engine(workers=2) as e:
         a = nd.ones(500_000)
@@ -132,6 +135,7 @@ def test_the_trace_has_waits_members_and_arrows(tmp_path: Any) -> None:
 # ---- MXNet's face ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.host("kernels that run within their push")
 def test_mxnets_face(tmp_path: Any) -> None:
     with Engine(workers=1):
         profiler.set_config(profile_all=True, aggregate_stats=True, filename=str(tmp_path / "p.json"))

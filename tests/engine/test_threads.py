@@ -92,6 +92,7 @@ def world():
     return arrays, nd.array([0], dtype="int64")
 
 
+@pytest.mark.host("every operation that is admitted is one of a thread of the test")
 @pytest.mark.parametrize("inline", [True, False] if not LONG else [True])
 def test_mixed_operations_of_32_threads_equal_a_serial_order(inline, note):
     work = [items(t, EACH) for t in range(THREADS)]

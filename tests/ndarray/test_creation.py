@@ -179,13 +179,13 @@ def test_contexts() -> None:
 
 
 def test_the_current_context() -> None:
-    assert vd.current_context() == vd.cpu()
+    outer = vd.current_context()
     with vd.cpu(1):
         assert nd.zeros(2).context == vd.cpu(1)
         with vd.cpu(2) as inner:
             assert nd.array([1]).context == inner == vd.cpu(2)
         assert nd.zeros(2, ctx=vd.cpu(3)).context == vd.cpu(3)
-    assert nd.zeros(2).context == vd.cpu()
+    assert nd.zeros(2).context == vd.current_context() == outer
 
 
 def test_arrays_of_one_memory_meet() -> None:
@@ -236,10 +236,10 @@ def test_scalars() -> None:
 @pytest.mark.parametrize(
     ("x", "text"),
     [
-        (nd.ones((1, 2)), "\n[[1. 1.]]\n<NDArray 1x2 @cpu(0)>"),
-        (nd.array([]), "\n[]\n<NDArray 0 @cpu(0)>"),
+        (nd.ones((1, 2), ctx=vd.cpu()), "\n[[1. 1.]]\n<NDArray 1x2 @cpu(0)>"),
+        (nd.array([], ctx=vd.cpu()), "\n[]\n<NDArray 0 @cpu(0)>"),
         (nd.array([1, 2], dtype="int32", ctx=vd.cpu(1)), "\n[1 2]\n<NDArray 2 @cpu(1)>"),
-        (nd.array([[1, 2], [3, 4]])[:, 1], "\n[2. 4.]\n<NDArray 2 @cpu(0)>"),
+        (nd.array([[1, 2], [3, 4]], ctx=vd.cpu())[:, 1], "\n[2. 4.]\n<NDArray 2 @cpu(0)>"),
     ],
 )
 def test_repr(x: Any, text: str) -> None:

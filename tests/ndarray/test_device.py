@@ -275,10 +275,17 @@ def test_what_reads_and_writes_an_array():
 
 def test_operands_of_two_memories_are_refused():
     with pytest.raises(ValueError, match=r"simulated\(0\) and on cpu\(0\)"):
-        nd.ones((2,), ctx=ONE) + nd.ones((2,))
+        nd.ones((2,), ctx=ONE) + nd.ones((2,), ctx=nd.cpu())
     with pytest.raises(ValueError, match=r"simulated\(0\) and on simulated\(1\)"):
         nd.ones((2,), ctx=ONE) + nd.ones((2,), ctx=TWO)
-    assert (nd.ones((2,), ctx=nd.cpu(1)) + nd.ones((2,))).asnumpy().tolist() == [2, 2]
+    assert (nd.ones((2,), ctx=nd.cpu(1)) + nd.ones((2,), ctx=nd.cpu())).asnumpy().tolist() == [2, 2]
+
+
+def test_numpy_gets_copies():
+    x = nd.arange(5000, ctx=ONE)
+    assert np.asarray(x).tolist() == np.array(x).tolist() == list(range(5000))
+    with pytest.raises(ValueError, match=r"\[__array__\] .* it is on simulated\(0\), and copy is False"):
+        np.asarray(x, copy=False)
 
 
 def test_a_gpu_that_is_not_there():
@@ -301,6 +308,7 @@ def test_an_error_at_the_launch_is_its_operation_s():
 
 
 def test_memory_that_runs_out(monkeypatch):
+    accelerator(ONE).release()
     monkeypatch.setattr(accelerator(ONE).driver, "capacity", 0)
     x = nd.ones((1000, 777), ctx=ONE)
     with pytest.raises(MemoryError):
@@ -340,7 +348,7 @@ def test_a_lost_device_fails_everything_and_says_what_was_enqueued():
     for array in (x, y, x + 1):
         with pytest.raises(DeviceError, match="illegal address"):
             array.asnumpy()
-    assert nd.ones((2,)).asnumpy().tolist() == [1, 1]
+    assert nd.ones((2,), ctx=nd.cpu()).asnumpy().tolist() == [1, 1]
 
 
 # ---- functions -------------------------------------------------------------------------------------------------------
@@ -349,7 +357,7 @@ def test_a_lost_device_fails_everything_and_says_what_was_enqueued():
 def test_functions_get_the_device_s_memory(engine):
     """What is read may not be written, what is written is taken, and memory of the host may be beside it."""
     before = accelerator(ONE).synchronisations
-    x, y, host = nd.ones((2, 3), ctx=ONE), nd.empty((2, 3), ctx=ONE), nd.ones((3,))
+    x, y, host = nd.ones((2, 3), ctx=ONE), nd.empty((2, 3), ctx=ONE), nd.ones((3,), ctx=nd.cpu())
 
     def function(a, b, c, part):
         assert type(a) is type(b) is accelerator(ONE).raw and type(c) is np.ndarray

@@ -259,6 +259,7 @@ def test_one_failure_is_repeated_unseen(engine_kind: Engine, failing: Failing, i
     assert failing.failed == 1
 
 
+@pytest.mark.host("its allocations fail")
 @pytest.mark.parametrize("inline", [True, False])
 def test_memory_that_stays_out_poisons_and_the_engine_goes_on(
     engine_kind: Engine, failing: Failing, inline: bool
@@ -452,6 +453,7 @@ def fail_everywhere(seed: int, kind: str, workers: int | None, inline: bool, fai
     return total
 
 
+@pytest.mark.host("its allocations fail")
 @pytest.mark.parametrize(
     ("seed", "kind", "workers", "inline"),
     [(0, "NaiveEngine", None, False), (1, "ThreadedEnginePerDevice", 2, False), (2, "ThreadedEnginePooled", 1, True)],

@@ -25,6 +25,7 @@ def marked(values: Any) -> Any:
     return x
 
 
+@pytest.mark.host("a copy to the host is an operation")
 def test_a_snapshot_is_not_moved_by_a_partial_write() -> None:
     """The reader waits for the writer; meanwhile another thread writes a part.  Whoever has to move, not the bytes that
     the reader is going to read: a copy of them would be an operation that nobody waits for."""
