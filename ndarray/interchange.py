@@ -80,7 +80,8 @@ class Interchange(Reading):
             return raw
         saved = self._settled()
         if copy is False and saved.owner() is not self._chunk:
-            why = f"it is on {self.context}" if self._chunk.place.queued else "others write its memory"
+            place = self._chunk.place
+            why = f"it is on {place.context}" if place.queued else "others write its memory"
             raise ArgumentError(f"[__array__] {describe(self)}: {why}, and copy is False")
         return _lend(saved)
 

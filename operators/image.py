@@ -117,25 +117,25 @@ def _bytes(metas: Metas, attributes: Attributes) -> Inferred:
     return (((shape[0], *attributes["size"], shape[3]), dtype),), attributes
 
 
-def _fixed(n: int, m: int) -> tuple[Any, Any]:
-    """(first place, weights of it and the next in 2048ths) of m numbers out of n."""
+def _fixed(xp: Any, n: int, m: int) -> tuple[Any, Any]:
+    """(first and second place, their weights in 2048ths) of m numbers out of n."""
     at = ((np.arange(m) + 0.5) * (n / m) - 0.5).clip(0, n - 1)
     low = at.astype(np.int64)
     after = np.rint((at - low) * 2048).astype(np.int32)
-    return low, np.stack((2048 - after, after))
+    return xp.asarray(np.stack((low, (low + 1).clip(0, n - 1)))), xp.asarray(np.stack((2048 - after, after)))
 
 
 @operator("image_resize_bytes", infer=_bytes, nd=False, widen=False)
 def resize_bytes(xp: Any, data: Any, *, size: Any, out: Any) -> None:
     """Images of uint8 in another size, by bilinear interpolation in fixed point as OpenCV does it."""
     _, h, w, _ = data.shape
-    xs, by_x = _fixed(w, size[1])
-    ys, by_y = _fixed(h, size[0])
+    xs, by_x = _fixed(xp, w, size[1])
+    ys, by_y = _fixed(xp, h, size[0])
     by_x = by_x[:, :, None]
     wide = data.astype(np.int32)
-    rows = wide[:, :, xs] * by_x[0] + wide[:, :, (xs + 1).clip(0, w - 1)] * by_x[1]
+    rows = wide[:, :, xs[0]] * by_x[0] + wide[:, :, xs[1]] * by_x[1]
     by_y = by_y[:, :, None, None]
-    first, second = rows[:, ys] >> 4, rows[:, (ys + 1).clip(0, h - 1)] >> 4
+    first, second = rows[:, ys[0]] >> 4, rows[:, ys[1]] >> 4
     out[...] = ((by_y[0] * first >> 16) + (by_y[1] * second >> 16) + 2) >> 2
 
 

@@ -131,6 +131,7 @@ def test_memory_is_bounded():
             assert nd.dot(nd.ones((n,)), nd.ones((n,))).asscalar() == n
 
 
+@pytest.mark.host("what runs within its push")
 def test_recorded_calls_share_the_hold_on_a_weight():
     with Engine(workers=1):
         w = nd.array(np.full((40_000,), 2, "f"))
@@ -181,6 +182,7 @@ def updates(monkeypatch):
     return found
 
 
+@pytest.mark.host("what runs within its push")
 @pytest.mark.parametrize("name", UPDATES)
 @pytest.mark.parametrize("marked", [False, True])
 def test_updates_in_place_are_those_of_the_push_path(name, marked, updates):
@@ -202,6 +204,7 @@ def test_updates_in_place_are_those_of_the_push_path(name, marked, updates):
     assert updates[-3:] == [True] * 3
 
 
+@pytest.mark.host("what runs within its push")
 @pytest.mark.parametrize("name", UPDATES)
 def test_an_update_waits_for_pending_readers_and_writers(name, updates):
     with Engine(workers=2) as engine:
@@ -281,6 +284,7 @@ def test_the_sign_of_a_nan_is_not_remembered():
     assert signs == queued
 
 
+@pytest.mark.host("what runs within its push")
 def test_an_update_that_is_queued_after_all_is_ordered(monkeypatch):
     """Memory runs out while it is prepared: then it is an operation like any other."""
     from vardag.operators import optimizer_tiles

@@ -101,3 +101,12 @@ def test_host_arrays_meet_device_arrays_as_copies():
         x = nd.zeros((2, 3))
         x[:] = np.arange(6).reshape(2, 3)
         assert (x + 1).asnumpy().tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_bytes_of_images_are_resized_there():
+    image = np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype("uint8")
+    expected = nd.image.resize(nd.array(image, dtype="uint8"), size=(9, 4)).asnumpy()
+    with DEVICE:
+        found = nd.image.resize(nd.array(image, dtype="uint8"), size=(9, 4))
+        assert found.context == DEVICE
+        assert found.asnumpy().tobytes() == expected.tobytes()

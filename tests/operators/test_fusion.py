@@ -68,6 +68,7 @@ def arrays(engine: Engine, *shapes: tuple[int, ...]) -> list[Any]:
     return made
 
 
+@pytest.mark.host("segments")
 def test_an_expression_is_one_operation(engine: Engine) -> None:
     a, b = arrays(engine, (N,), (N,))
     count, y = operations(engine, lambda: nd.exp(a * b + a) * b - a)
@@ -76,6 +77,7 @@ def test_an_expression_is_one_operation(engine: Engine) -> None:
     assert y.asnumpy().tobytes() == (np.exp(p * q + p) * q - p).tobytes()
 
 
+@pytest.mark.host("segments")
 def test_dead_values_never_touch_memory(engine: Engine) -> None:
     a, b = arrays(engine, (N,), (N,))
     nd.waitall()
@@ -89,6 +91,7 @@ def test_dead_values_never_touch_memory(engine: Engine) -> None:
     assert nd.statistics().peak_bytes - before == 4 * N
 
 
+@pytest.mark.host("segments")
 def test_what_nobody_can_see_is_not_computed(engine: Engine, monkeypatch: Any) -> None:
     a, b = arrays(engine, (N,), (N,))
     seen: list[int] = []
@@ -182,6 +185,7 @@ def _program(r: random.Random) -> list[bytes]:
     return [x.asnumpy().tobytes() for x in (*pool, loss, *(m.grad for m in marked))]
 
 
+@pytest.mark.host("segments")
 def test_a_push_that_cannot_join_is_an_operation_of_its_own(engine: Engine) -> None:
     a, b = arrays(engine, (N,), (N,))
     (long,) = arrays(engine, (2 * N,))
@@ -215,6 +219,7 @@ def test_members_depend_on_the_same_unfinished_operations(engine: Engine) -> Non
     assert count >= 3
 
 
+@pytest.mark.host("segments")
 def test_a_failing_member_is_named(engine: Engine, monkeypatch: Any) -> None:
     a, b = arrays(engine, (N,), (N,))
     real = fusion.call_into
@@ -245,6 +250,7 @@ def test_an_idle_worker_begins_without_a_wait(engine: Engine) -> None:
         assert monotonic() < end
 
 
+@pytest.mark.host("segments")
 def test_gradients_of_large_arrays_are_fused_too(engine: Engine) -> None:
     a, b = arrays(engine, (N,), (N,))
     a.attach_grad()
@@ -263,6 +269,7 @@ def test_gradients_of_large_arrays_are_fused_too(engine: Engine) -> None:
     assert operations(engine, lambda: y.backward(wait=False))[0] > count
 
 
+@pytest.mark.host("segments")
 @pytest.mark.parametrize("how", ["a wait", "a push"])
 def test_what_ends_dwelling(engine: Engine, monkeypatch: Any, how: str) -> None:
     monkeypatch.setattr(joining, "DWELL", 3600)
@@ -294,6 +301,7 @@ def test_an_operand_that_every_tile_needs_is_not_overwritten_by_a_later_member(e
     assert big.asnumpy().tobytes() == (raw(ROWS, COLUMNS, seed=1) * np.float32(5)).tobytes()
 
 
+@pytest.mark.host("segments")
 def test_nobody_joins_what_was_cancelled(engine: Engine) -> None:
     (a,) = arrays(engine, (N,))
 
@@ -347,6 +355,7 @@ def test_a_door_that_closes_while_a_push_joins(engine: Engine, monkeypatch: Any)
     assert y.asnumpy().tobytes() == ((raw(N) + np.float32(1)) * np.float32(3)).tobytes()
 
 
+@pytest.mark.host("segments")
 def test_memory_that_runs_out_between_tiles_repeats_nothing_that_was_overwritten(
     engine: Engine, monkeypatch: Any
 ) -> None:

@@ -93,6 +93,7 @@ def programs(monkeypatch: Any) -> Iterator[list[list[str]]]:
     yield seen
 
 
+@pytest.mark.host("segments")
 @pytest.mark.parametrize("name", REDUCERS)
 @pytest.mark.parametrize("axis", [None, 1])
 def test_a_reduction_consumes_what_never_touches_memory(engine: Engine, name: str, axis: int | None) -> None:
@@ -111,6 +112,7 @@ def test_a_reduction_consumes_what_never_touches_memory(engine: Engine, name: st
     assert y.asnumpy().tobytes() == found.tobytes()
 
 
+@pytest.mark.host("segments")
 def test_a_value_that_lives_is_written_too(engine: Engine) -> None:
     a, b = arrays(engine, (N,), (N,))
 
@@ -128,6 +130,7 @@ def test_a_value_that_lives_is_written_too(engine: Engine) -> None:
         assert y.asnumpy().tobytes() == expected.asnumpy().tobytes()
 
 
+@pytest.mark.host("segments")
 def test_a_result_that_nobody_can_see_is_not_computed(engine: Engine, programs: list[list[str]]) -> None:
     a, b = arrays(engine, (N,), (N,))
 
@@ -142,6 +145,7 @@ def test_a_result_that_nobody_can_see_is_not_computed(engine: Engine, programs: 
     assert programs == [["tanh"]]
 
 
+@pytest.mark.host("segments")
 def test_softmax_is_a_member_along_the_last_axis_only(engine: Engine, programs: list[list[str]]) -> None:
     a, b = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
     count, y = operations(engine, lambda: nd.log_softmax(a * b, axis=-1).sum(axis=1))
@@ -151,6 +155,7 @@ def test_softmax_is_a_member_along_the_last_axis_only(engine: Engine, programs: 
     assert operations(engine, lambda: nd.log_softmax(a * b, axis=0))[0] == 2
 
 
+@pytest.mark.host("segments")
 def test_what_does_not_join(engine: Engine) -> None:
     a, b = arrays(engine, (ROWS, COLUMNS), (ROWS, COLUMNS))
     (row,) = arrays(engine, (COLUMNS,))
@@ -175,6 +180,7 @@ def test_what_does_not_join(engine: Engine) -> None:
     assert operations(engine, lambda: nd.sum(a * b))[0] == 2
 
 
+@pytest.mark.host("segments")
 @pytest.mark.parametrize("columns", [700, 1000, 2049, 257])
 def test_tiles_begin_at_lines_and_at_rows(engine: Engine, columns: int) -> None:
     """A sum over everything of what is broadcast by rows: both, or the sum is an operation of its own."""
@@ -191,6 +197,7 @@ def test_tiles_begin_at_lines_and_at_rows(engine: Engine, columns: int) -> None:
     assert found == {sum_of_rows((x * y).reshape(1, -1)).tobytes()}
 
 
+@pytest.mark.host("segments")
 def test_a_write_in_place_comes_after_the_reduction(engine: Engine) -> None:
     a, b = arrays(engine, (N,), (N,))
 
@@ -238,6 +245,7 @@ def test_a_door_that_closes_while_a_reduction_joins(engine: Engine, monkeypatch:
     assert y.asnumpy().tobytes() == sum_of_rows((raw(N) + np.float32(1)).reshape(1, -1)).tobytes()
 
 
+@pytest.mark.host("segments")
 @pytest.mark.parametrize("where", ["part", "end"])
 def test_a_failing_reduction_is_named(engine: Engine, monkeypatch: Any, where: str) -> None:
     a, b = arrays(engine, (N,), (N,))
@@ -273,6 +281,7 @@ def test_a_reduction_of_what_failed_is_poisoned_with_the_same_error(engine: Engi
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.host("segments")
 @pytest.mark.parametrize(
     ("loss", "arrays_written"),
     [(lambda a, b: nd.sum(a * b), 0), (lambda a, b: nd.mean(nd.sum(a * b + a, axis=1)), 0)],
@@ -316,6 +325,7 @@ def test_an_element_that_every_tile_needs_is_not_overwritten_by_a_later_member(e
     assert y.asnumpy().tobytes() == (raw(N) + raw(N, seed=1)[3]).tobytes()
 
 
+@pytest.mark.host("segments")
 def test_an_array_of_one_element_is_an_operand_of_every_tile(engine: Engine) -> None:
     a, one = arrays(engine, (ROWS, COLUMNS), (1, 1))
     x, y = raw(ROWS, COLUMNS), raw(1, 1, seed=1)

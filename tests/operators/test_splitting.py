@@ -75,6 +75,7 @@ def operands(op: Operator, number: int, dtype: str) -> list[Any]:
     return made
 
 
+@pytest.mark.host("tiles")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize(("op", "number"), list(cases()))
 def test_tiles_give_the_bytes_of_the_whole(

@@ -33,6 +33,7 @@ def at_once(engine: Engine, program: Callable[[], Any]) -> tuple[int, Any]:
     return engine.ran_at_once - before, result
 
 
+@pytest.mark.host("what runs within its push")
 def test_ready_operands_need_no_push(engine: Engine) -> None:
     x = nd.array([1, 2, 3])
     pushed = engine._seq
@@ -41,6 +42,7 @@ def test_ready_operands_need_no_push(engine: Engine) -> None:
     np.testing.assert_allclose(y.asnumpy(), np.exp(np.array([2, 5, 10.0])) - [0.5, 1, 1.5], rtol=1e-6)
 
 
+@pytest.mark.host("what runs within its push")
 @pytest.mark.parametrize(("size", "expected"), [(3, 10), (5000, 10)])
 def test_the_bits_are_those_of_the_push_path(engine: Engine, size: int, expected: int) -> None:
     raw = np.random.default_rng(0).normal(size=size).astype("float32")
@@ -73,6 +75,7 @@ def test_a_pending_or_poisoned_operand_is_left_to_the_push_path(engine: Engine) 
         z.asnumpy()
 
 
+@pytest.mark.host("what runs within its push")
 @pytest.mark.parametrize("young", [True, False])
 def test_a_write_while_the_kernel_runs_is_seen(engine: Engine, monkeypatch: Any, young: bool) -> None:
     """RACE "write-while-reading": another thread, or a finalizer, writes an operand between the look and the end."""
@@ -101,6 +104,7 @@ def test_a_write_while_the_kernel_runs_is_seen(engine: Engine, monkeypatch: Any,
     assert (count, result.asnumpy().tolist()) == (1, [101, 102])
 
 
+@pytest.mark.host("what runs within its push")
 def test_a_kernel_that_writes_within_a_push_is_seen(engine: Engine) -> None:
     """RACE "half-written": its version counts when it ends; until then `writing` says it."""
     x = nd.array([1.0, 2.0])
@@ -124,6 +128,7 @@ def test_a_kernel_that_writes_within_a_push_is_seen(engine: Engine) -> None:
     assert at_once(engine, lambda: function(x, x))[0] == 1
 
 
+@pytest.mark.host("what runs within its push")
 def test_what_a_signal_handler_raises_goes_to_the_caller(engine: Engine) -> None:
     """An exception that does not repeat is not the kernel's own."""
     x = nd.array([1.0])
@@ -145,6 +150,7 @@ def test_what_a_signal_handler_raises_goes_to_the_caller(engine: Engine) -> None
     assert x.asnumpy().tolist() == [1]
 
 
+@pytest.mark.host("what runs within its push")
 def test_a_kernel_that_fails_is_stored_as_everywhere(engine: Engine) -> None:
     x = numpy_face.cast(nd.array([2, 3]), dtype="int32")
     count, y = at_once(engine, lambda: numpy_face.power(x, numpy_face.negative(x)))
@@ -154,6 +160,7 @@ def test_a_kernel_that_fails_is_stored_as_everywhere(engine: Engine) -> None:
             y.asnumpy()
 
 
+@pytest.mark.host("what runs within its push")
 def test_an_array_grows_a_chunk_once(engine: Engine) -> None:
     x = nd.ones(3) + nd.ones(3)
     assert x._raw is not None
@@ -165,6 +172,7 @@ def test_an_array_grows_a_chunk_once(engine: Engine) -> None:
     assert x.version == 1
 
 
+@pytest.mark.host("what runs within its push")
 def test_recorded_operators_run_at_once_too(engine: Engine) -> None:
     x = nd.array([1.0, 2.0])
     x.attach_grad()
@@ -179,6 +187,7 @@ def test_recorded_operators_run_at_once_too(engine: Engine) -> None:
     assert x.grad.asnumpy().tolist() == [2, 4]
 
 
+@pytest.mark.host("what runs within its push")
 def test_in_place_within_the_push(engine: Engine) -> None:
     w, g = nd.array([1.0, 2, 3]), nd.array([1.0, 1, 2])
     view = w[:]
@@ -240,6 +249,7 @@ def test_in_place_is_left_to_the_push_path(engine: Engine, case: str) -> None:
             Writes()(w)
 
 
+@pytest.mark.host("what runs within its push")
 @pytest.mark.parametrize("name", ["pair", "single", "any operator"])
 def test_what_the_tape_keeps_is_what_the_kernel_read(engine: Engine, monkeypatch: Any, name: str) -> None:
     """RACE "write-before-keeping": an operand is written after the kernel and before the tape has its copy."""
