@@ -8,6 +8,7 @@
 #   make operators  print the operators: gradients, deviations from MXNet and from NumPy
 #   make stress   run the long random tests, a quarter of an hour; prints what it counted
 #   make checked  run the tests under the checks of what users' functions touch (VARDAG_CHECK=1)
+#   make simulated  run the tests on a simulated device, then some over fifty seeds of its order; half an hour
 #   make clean    remove what the other commands made
 #
 # The first of these that is Python 3.11 or newer makes .venv. Choose one yourself with: make PYTHON=/path/to/python demo
@@ -20,7 +21,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --root-user-act
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench operators stress checked clean
+.PHONY: help demo test lint format bench operators stress checked simulated clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -64,6 +65,17 @@ stress: $(VENV)/.installed-test
 # Every function that a test pushes runs on copies of what it declared: a false alarm fails its test.
 checked: $(VENV)/.installed-test
 	VARDAG_CHECK=1 $(RUN) -m pytest -q
+
+# Arrays are on a device with streams unless a test says otherwise; what is of the host by its nature is skipped, saying why.
+ELSEWHERE := VARDAG_DEFAULT_CONTEXT='simulated(0)'
+SEEDS := 50
+SEEDED_TESTS := tests/ndarray/test_device.py tests/ndarray/test_waiting.py tests/autograd/test_random_programs.py \
+	tests/operators/test_together.py tests/test_io.py
+
+simulated: $(VENV)/.installed-test
+	$(ELSEWHERE) $(RUN) -m pytest -q
+	for seed in $$(seq $(SEEDS)); do \
+	  $(ELSEWHERE) VARDAG_SIMULATED_SEED=$$seed $(RUN) -m pytest -q $(SEEDED_TESTS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -54,6 +54,7 @@ from .shape import Shape
 UNWRITTEN = 0xFF  # in every byte: NaN, or -1
 CHANCE = 0.3  # that a stream goes on by itself when something is enqueued
 CAPACITY = 1 << 32  # bytes
+SEED = int(os.environ.get("VARDAG_SIMULATED_SEED", "0"))
 
 _view = np.ndarray.__new__
 
@@ -102,11 +103,10 @@ class _World:
         self.guard: list[Any] = [None]
         self.streams: list[SimulatedStream] = []
         fuzz = lifecycle.fuzzing
-        seed = int(os.environ.get("VARDAG_SIMULATED_SEED", "0")) if fuzz is None else fuzz.seed
-        self.random = random.Random(seed)
+        self.random = random.Random(SEED if fuzz is None else fuzz.seed)
         self.fault: Fault | None = None
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int = SEED) -> None:
         """Begin anew: all that was enqueued has happened, well or not."""
         self.guard[0] = None
         for stream in self.streams:

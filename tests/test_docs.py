@@ -63,6 +63,7 @@ def run_block(block: Block, page: str, names: dict[str, Any]) -> None:
     assert not runner.failures, "".join(report)
 
 
+@pytest.mark.host("an async function in it gets memory of the host")
 def test_the_tour_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     python = [block for block in README if block.language == "python"]
@@ -179,7 +180,12 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
+CHECKS = pytest.mark.host("the checks copy and compare memory of the host")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[CHECKS] * (name(p) == "engine/access.py")) for p in SOURCES], ids=name
+)
 def test_doctests(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name(path) == "ndarray/_cupy.py":
         pytest.importorskip("cupy")

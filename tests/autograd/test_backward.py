@@ -518,7 +518,7 @@ def test_memory_of_a_training_loop_is_flat(engine_kind: Engine) -> None:
 
     tracemalloc.start()
     try:
-        steps(5)
+        steps(30)
         start = steps(5)
         end = steps(30)
     finally:

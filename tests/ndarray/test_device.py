@@ -26,7 +26,7 @@ SEEDS = range(50)
 @pytest.fixture(autouse=True)
 def engine():
     """An engine for each test, and a world in which everything has happened."""
-    _simulated.world.reset(0)
+    _simulated.world.reset()
     with Engine(workers=2) as own:
         yield own
         with contextlib.suppress(vd.Error, ExceptionGroup):
@@ -34,7 +34,7 @@ def engine():
     for context in (ONE, TWO):
         accelerator(context).lost = None
         accelerator(context).driver.fail = None
-    _simulated.world.reset(0)
+    _simulated.world.reset()
 
 
 def accelerator(context):

@@ -22,7 +22,7 @@ SUBJECTS = {op.name: Subject(op, op.samples, None) for op in registry if op.samp
 
 @pytest.fixture(autouse=True)
 def engine():
-    _simulated.world.reset(0)
+    _simulated.world.reset()
     with Engine(workers=2) as own:
         yield
         with contextlib.suppress(vd.Error, ExceptionGroup):

@@ -149,9 +149,8 @@ class Finalizer:
         self.x = Array._from_host(np.ones(3, FLOAT))
 
     def __del__(self) -> None:
-        y = self.x * 2
-        self.x += y
         if not self.engine.stopped:
+            self.x += self.x * 2
             self.x.asnumpy()
 
 
