@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 RawArray = Any
 REMEMBERED = 32  # operations that an error of the device lists
 AHEAD = 4096  # operations of one stream that may be enqueued and not passed
+KEPT = 1 << 28  # bytes that may be kept for these, in blocks of at least
+LARGE = KEPT // AHEAD
 NUMBER = attrgetter("number")
 
 
@@ -64,19 +66,23 @@ class DeviceError(Error, RuntimeError):
 
 
 class Mark:
-    """A place on a stream, behind all of its marks of lower numbers.  `event`: None once the stream has passed it."""
+    """A place on a stream, behind all of its marks of lower numbers.
 
-    __slots__ = ("event", "number", "stream")
+    `event`: None once the stream has passed it.   `borrowed`: the memory that is kept until then.
+    """
 
-    def __init__(self, stream: Stream, number: int, event: Any) -> None:
+    __slots__ = ("borrowed", "event", "number", "stream")
+
+    def __init__(self, stream: Stream, number: int, event: Any, borrowed: Sequence[Any]) -> None:
         self.stream, self.number, self.event = stream, number, event
+        self.borrowed: Sequence[Any] = borrowed
 
 
 class Stream:
     """A queue of the device.
 
     `seen`: of each other stream the number of a mark that this one has waited for.   `pending`: marks that it has not
-    passed as far as is known, the oldest first, each with the memory that is kept until then.
+    passed as far as is known, the oldest first.
     """
 
     __slots__ = ("lane", "native", "numbers", "pending", "reaping", "seen")
@@ -86,7 +92,12 @@ class Stream:
         self.numbers = count(1)
         self.reaping = allocate_lock()  # tried, never waited for
         self.seen: dict[Stream, int] = {}
-        self.pending: deque[tuple[Mark, list[Any]]] = deque()
+        self.pending: deque[Mark] = deque()
+
+
+def kept(stream: Stream) -> int:
+    """Bytes that are kept for what a stream has not passed."""
+    return sum(memory.nbytes for mark in tuple(stream.pending) for memory in tuple(mark.borrowed))
 
 
 class Remote:
@@ -162,8 +173,10 @@ class Accelerator:
         return self.driver.fetch(raw)
 
     def release(self) -> int:
-        """Give back what is idle: memory that was kept for streams that have passed, and the device's pool."""
-        self._reap_all()
+        """Give back what is idle, once the streams have passed what they were given, and the device's pool."""
+        for stream in (self.compute, self.copy_in, self.copy_out):
+            for mark in tuple(stream.pending)[-1:]:
+                self.synchronize(mark)
         return self.driver.release()
 
     # ---- work ------------------------------------------------------------------------------------------------------
@@ -204,7 +217,8 @@ class Accelerator:
             finally:
                 _now.stream = outer
                 compute_on(before)
-            if len(stream.pending) > AHEAD:
+            borrows = any(memory.nbytes >= LARGE for memory in mark.borrowed)
+            if len(stream.pending) > AHEAD or (borrows and kept(stream) > KEPT):
                 self._catch_up(stream)
         return mark
 
@@ -239,14 +253,14 @@ class Accelerator:
             event = self.idle.pop()
         except IndexError:
             event = self.driver.event()
-        mark = Mark(stream, next(stream.numbers), event)
-        self.driver.record(event, stream.native)
         borrowed = list(keeps)
-        stream.pending.append((mark, borrowed))
         for buffer in (*read, *made):
             remote = buffer.remote
             if remote is not None and remote.home is not stream:  # None: the kernel failed before it took memory
                 borrowed.append(remote.raw)
+        mark = Mark(stream, next(stream.numbers), event, borrowed)
+        self.driver.record(event, stream.native)
+        stream.pending.append(mark)
         for buffer in made:
             if buffer.remote is not None:
                 buffer.remote.written, buffer.remote.read = mark, {}
@@ -260,11 +274,13 @@ class Accelerator:
         return mark
 
     def _catch_up(self, stream: Stream) -> None:
-        """Wait for the oldest mark of a stream that is far behind."""
-        with suppress(IndexError):  # it has passed meanwhile
-            event = stream.pending[0][0].event
-            if event is not None:
-                self.driver.synchronize(event)
+        """Wait for the oldest marks of a stream that is far behind."""
+        while len(stream.pending) > AHEAD or kept(stream) > KEPT:
+            with suppress(IndexError):  # it has passed meanwhile
+                event = stream.pending[0].event
+                if event is not None:
+                    self.driver.synchronize(event)
+            self._reap(stream, len(stream.pending))
 
     def _reap(self, stream: Stream, most: int) -> None:
         """Let go of what was kept for the oldest marks that the stream has passed."""
@@ -281,12 +297,17 @@ class Accelerator:
         for stream in (self.compute, self.copy_in, self.copy_out):
             self._reap(stream, len(stream.pending))
 
-    def _let_go(self, pending: deque[tuple[Mark, list[Any]]], most: int) -> None:
+    def _let_go(self, pending: deque[Mark], most: int) -> None:
         for _ in range(most):
-            if not pending or not self.driver.passed(pending[0][0].event):
+            if not pending or not self.driver.passed(pending[0].event):
                 return
-            mark = pending[0][0]
-            together([(pending.popleft,), (self.idle.append, mark.event), (setattr, mark, "event", None)])
+            mark = pending[0]
+            borrowed = mark.borrowed  # dies after the steps
+            together([
+                (pending.popleft,), (self.idle.append, mark.event), (setattr, mark, "event", None),
+                (setattr, mark, "borrowed", ()),
+            ])  # fmt: skip
+            del borrowed
 
     # ---- the host's waits ------------------------------------------------------------------------------------------
 
@@ -352,7 +373,7 @@ class Accelerator:
 
         def run() -> None:
             for stream in (self.compute, self.copy_in, self.copy_out):
-                self.synchronize(max((mark for mark, _ in tuple(stream.pending)), key=NUMBER, default=None))
+                self.synchronize(max(tuple(stream.pending), key=NUMBER, default=None))
 
         operation = Operation(Kind.KERNEL, run, f"wait for {self.name}", lane=self.copy_out.lane)
         engine.admit(lambda: (operation, (), (), (), [], [], False))

@@ -15,7 +15,7 @@ import pytest
 import vardag as vd
 from vardag import autograd, nd
 from vardag.engine import Engine, fuzz
-from vardag.ndarray import _simulated
+from vardag.ndarray import _simulated, streams
 from vardag.ndarray.device import device_of
 from vardag.ndarray.streams import Accelerator, DeviceError, Mark
 
@@ -307,6 +307,33 @@ def test_an_error_at_the_launch_is_its_operation_s():
     assert (good + 1).asnumpy().tolist() == [2, 2]
 
 
+def test_what_a_stream_keeps_is_bounded(monkeypatch):
+    """Of copies to the device that the device does not come to, only so many bytes wait."""
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    monkeypatch.setattr(streams, "LARGE", 1000)
+    monkeypatch.setattr(streams, "KEPT", 50_000)
+    stream, most = accelerator(ONE).copy_in, 0
+    for _ in range(40):
+        nd.array(np.ones(2_000, "f"), ctx=ONE)._chunk.buffer.variable.writer.wait()
+        most = max(most, streams.kept(stream))
+    assert 40_000 <= most <= 50_000
+    monkeypatch.setattr(streams, "AHEAD", 10)
+    for _ in range(40):
+        nd.array(np.ones(20, "f"), ctx=ONE)._chunk.buffer.variable.writer.wait()
+        assert len(stream.pending) <= 10
+
+
+def test_release_gives_back_what_is_kept(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    x = nd.array(np.ones(100_000, "f"), ctx=ONE).copyto(TWO)
+    x._chunk.buffer.variable.writer.wait()
+    kept = [streams.kept(s) for d in (ONE, TWO) for s in (accelerator(d).copy_in, accelerator(d).compute)]
+    assert sum(kept) >= 400_000
+    del x
+    nd.waitall()
+    assert accelerator(ONE).release() + accelerator(TWO).release() >= 800_000
+
+
 def test_memory_that_runs_out(monkeypatch):
     accelerator(ONE).release()
     monkeypatch.setattr(accelerator(ONE).driver, "capacity", 0)
@@ -587,7 +614,7 @@ def free_at_once(monkeypatch):
 
     def forgetful(self, stream, read, made, keeps):
         mark = original(self, stream, read, made, ())
-        stream.pending[-1][1].clear()
+        stream.pending[-1].borrowed.clear()
         return mark
 
     monkeypatch.setattr(Accelerator, "_mark", forgetful)
