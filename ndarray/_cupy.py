@@ -61,6 +61,7 @@ class CuPyDriver:
     def __init__(self, number: int) -> None:
         self.cupy = cupy = _cupy()
         self.number = number
+        self.dlpack = (2, number)  # kDLCUDA
         self.xp = cupy
         self.raw = cupy.ndarray
         self.special = importlib.import_module("cupyx.scipy.special")
@@ -111,6 +112,12 @@ class CuPyDriver:
 
     def fetch(self, raw: Any) -> np.ndarray[Any, Any]:
         return raw.get(order="C")  # type: ignore[no-any-return]
+
+    def lend(self, raw: Any, stream: Any, max_version: tuple[int, int] | None) -> Any:
+        return raw.__dlpack__(stream=stream, max_version=max_version)
+
+    def take(self, source: Any) -> Any:
+        return self.cupy.from_dlpack(source)
 
     def fatal(self, error: BaseException) -> bool:
         """Of CUDA's runtime, but for memory that ran out and launches that were refused."""

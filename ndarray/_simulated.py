@@ -154,6 +154,19 @@ world = _World()
 lifecycle.sowing.append(world.sow)
 
 
+class _OnHost:
+    """What lends itself as memory of the device, for NumPy."""
+
+    def __init__(self, source: Any, stream: Any) -> None:
+        self.source, self.stream = source, stream
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, *, max_version: Any = None, **_: Any) -> Any:
+        return self.source.__dlpack__(stream=self.stream, max_version=max_version)
+
+
 class SimulatedDriver:
     """See `streams.Driver`.  `fail`: what the next call is to raise, for tests of what the device itself reports."""
 
@@ -162,6 +175,7 @@ class SimulatedDriver:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.dlpack = (12, number)  # kDLExtDev
         self.xp: Any = SimulatedNumPy()
         self.special: Any = SimulatedSpecial()
         self.blocks: dict[Memory, int] = {}  # and their sizes
@@ -275,6 +289,20 @@ class SimulatedDriver:
 
     def fetch(self, raw: SimulatedArray) -> np.ndarray[Any, Any]:
         return np.array(raw.settled(), order="C")
+
+    def lend(self, raw: SimulatedArray, stream: Any, max_version: tuple[int, int] | None) -> Any:
+        scope = _scope(raw, "lend")
+        if stream is not None:
+            event = self.event()
+            self.record(event, scope.stream)
+            self.wait(stream, event)
+        return plain(raw).__dlpack__(max_version=max_version)
+
+    def take(self, source: Any) -> SimulatedArray:
+        raw = np.from_dlpack(_OnHost(source, local.scope.stream if local.scope else None))
+        found = raw.view(SimulatedArray)
+        found.memory = Memory(self, 0)
+        return found
 
     def fatal(self, error: BaseException) -> bool:
         return isinstance(error, Fault)

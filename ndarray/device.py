@@ -103,6 +103,8 @@ def _simulated(number: int) -> Device:
     return Accelerator(f"simulated({number})", SimulatedDriver(number))
 
 
+#: DLPack's numbers of the kinds of devices
+DLPACK = {2: "gpu", 12: "simulated"}
 FACTORIES: dict[str, Callable[[int], Any]] = {"gpu": _gpu, "simulated": _simulated}
 _devices: dict[Context, Any] = {}
 

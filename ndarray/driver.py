@@ -18,6 +18,8 @@ class Driver(Protocol):
     """The least that has to be known of a kind of device: implemented by `_cupy.py` and `_simulated.py`."""
 
     xp: ModuleType
+    #: DLPack's (device type, number)
+    dlpack: tuple[int, int]
     #: does it go on in a forked child?
     forks: bool
     #: the class of its arrays
@@ -79,6 +81,14 @@ class Driver(Protocol):
 
     def fetch(self, raw: RawArray) -> np.ndarray[Any, Any]:
         """A copy of its value on the host, in C order.  Blocks until the current stream has come to it."""
+        ...
+
+    def lend(self, raw: RawArray, stream: Any, max_version: tuple[int, int] | None) -> Any:
+        """A DLPack capsule; the other side's stream waits for what the current one was given so far."""
+        ...
+
+    def take(self, source: Any) -> RawArray:
+        """An array over what lends itself by DLPack; the current stream waits for what the lender says."""
         ...
 
     def fatal(self, error: BaseException) -> bool:

@@ -9,9 +9,10 @@ import numpy as np
 from .. import engine as _engine
 from ..engine import ArgumentError, ArgumentTypeError
 from .buffer import Buffer, Chunk
-from .context import cpu
-from .device import RawArray, place_of
+from .context import Context, cpu
+from .device import DLPACK, RawArray, place_of
 from .dtype import KNOWN, NAMES, missing
+from .lent import taken
 from .ndarray import NDArray
 
 
@@ -34,9 +35,10 @@ def from_dlpack(source: Any) -> NDArray:
     Parameters
     ----------
     source : array with ``__dlpack__``, or DLPack capsule
-        In the host's memory.  If it says that it may be written, both sides see what either writes.  If not, and a
-        capsule of before DLPack 1.0 says nothing, it is never written: the first write gives the array memory of its
-        own.  If it does not lie in C order, it is copied.
+        In the host's memory, or a GPU's, whose array is there.  If it says that it may be written, both sides see what
+        either writes.  If not, and a capsule of before DLPack 1.0 says nothing, it is never written: the first write
+        gives the array memory of its own.  On a GPU nothing is said, and both sides see what either writes.  If it does
+        not lie in C order, it is copied.
 
     Sync: never blocks, save if the lender does.   Raises: ArgumentTypeError for what lends nothing; ArgumentError for a
     dtype or a device that this library has not; both at the call.
@@ -56,6 +58,13 @@ def from_dlpack(source: Any) -> NDArray:
         raise ArgumentTypeError(
             f"[from_dlpack] {type(source).__name__}: an array with __dlpack__, or a capsule, expected"
         )
+    kind, number = source.__dlpack_device__()
+    if kind in DLPACK:
+        place = place_of(_engine.current(), Context(DLPACK[kind], number))
+        buffer, shared = taken(source, place)
+        chunk = Chunk(buffer, place)
+        chunk.pinned = shared
+        return NDArray._over(chunk, buffer.shape)
     try:
         raw = np.from_dlpack(source)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:

@@ -19,8 +19,9 @@ import numpy as np
 from ..engine import ArgumentError, ArgumentTypeError
 from ._late import autograd
 from .buffer import Lease, pin
-from .device import RawArray
+from .device import Place, RawArray
 from .dtype import is_bfloat16
+from .lent import capsule
 from .line import READ_ONLY, Line, scope
 from .memory import SMALL
 from .reading import Reading, describe
@@ -94,8 +95,9 @@ class Interchange(Reading):
         return saved
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """DLPack's device: (1, 0), the host's memory.  Never blocks."""
-        return 1, 0
+        """DLPack's device: (1, 0) for the host's memory, (2, n) for gpu(n).  Never blocks."""
+        place: Place = self._place  # type: ignore[attr-defined]
+        return place.device.driver.dlpack if place.queued else (1, 0)  # type: ignore[attr-defined]
 
     def __dlpack__(
         self,
@@ -109,15 +111,19 @@ class Interchange(Reading):
 
         A copy, unless `copy` is False and the consumer knows DLPack 1.0: then the memory itself, marked as read-only.
         Consumers are free to ignore that mark, and some do (PyTorch); what they write, no operation knows of.
-        Sync: blocks until the value is there.   Raises: the error that poisoned the value; BufferError for another
-        device, for bfloat16, or if `copy` is false and a copy is needed; ArgumentError for a stream, which the host has
-        not.
+        Of an array on a GPU always a copy, there, and the consumer's `stream` waits for it; for ``dl_device=(1, 0)`` a
+        copy on the host.
+        Sync: blocks until the value is there, on a GPU until it is enqueued.   Raises: the error that poisoned the
+        value; BufferError for another device, for bfloat16, or if `copy` is false and a copy is needed; ArgumentError
+        for a stream, which the host has not.
 
         >>> import numpy as np
         >>> from vardag import nd
         >>> np.from_dlpack(nd.arange(3))
         array([0., 1., 2.], dtype=float32)
         """
+        if self._place.queued:  # type: ignore[attr-defined]
+            return self._dlpack_there(stream, max_version, dl_device, copy)
         if stream is not None:
             raise ArgumentError(f"[__dlpack__] {describe(self)}: stream {stream!r}: the host's memory has no streams")
         if dl_device is not None and tuple(dl_device) != (1, 0):
@@ -132,6 +138,20 @@ class Interchange(Reading):
             own: Any = np.array(lent, order="C")
             return own.__dlpack__(max_version=max_version)
         return lent.__dlpack__(max_version=max_version)
+
+    def _dlpack_there(self, stream: Any, max_version: Any, dl_device: Any, copy: bool | None) -> Any:
+        """Of an array on a device with streams."""
+        x: Any = self
+        place = x._place
+        if is_bfloat16(x._dtype):
+            raise BufferError(f"[__dlpack__] {describe(self)}: bfloat16 is not lent; convert with .astype")
+        if dl_device is not None and tuple(dl_device) not in ((1, 0), place.device.driver.dlpack):
+            raise BufferError(f"[__dlpack__] {describe(self)}: device {dl_device}: the array is on {place.context}")
+        if copy is False:
+            raise BufferError(f"[__dlpack__] {describe(self)} on {place.context}: only as a copy, and copy is False")
+        if dl_device is not None and tuple(dl_device) == (1, 0):
+            return x.asnumpy().__dlpack__(max_version=max_version)
+        return capsule(x._ops.copy(x.detach()), stream, max_version)
 
     def to_dlpack_for_read(self) -> Any:
         """A DLPack capsule with a copy of the value as of this call.
@@ -158,6 +178,8 @@ class Interchange(Reading):
         chunk = self._chunk
         pin(chunk)
         self.wait_to_write()
+        if chunk.place.queued:
+            return capsule(self, None, max_version)
         raw = chunk.buffer.view(self._shape, self._strides, self._offset)
         if any(step < 0 for step in raw.strides):
             raise BufferError(f"[to_dlpack_for_write] {describe(self)}: its strides are negative")

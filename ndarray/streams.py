@@ -105,8 +105,8 @@ class Remote:
 
     __slots__ = ("home", "raw", "read", "written")
 
-    def __init__(self, raw: RawArray, home: Stream) -> None:
-        self.raw, self.home = raw, home
+    def __init__(self, raw: RawArray, home: Stream | None) -> None:
+        self.raw, self.home = raw, home  # None: of another library
         self.written: Mark | None = None
         self.read: dict[Mark, None] = {}
 

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -286,6 +287,71 @@ def test_numpy_gets_copies():
     assert np.asarray(x).tolist() == np.array(x).tolist() == list(range(5000))
     with pytest.raises(ValueError, match=r"\[__array__\] .* it is on simulated\(0\), and copy is False"):
         np.asarray(x, copy=False)
+
+
+class Library:
+    """Another library's array on the first device."""
+
+    def __init__(self, raw):
+        self.raw = raw
+
+    def __dlpack_device__(self):
+        return accelerator(ONE).driver.dlpack
+
+    def __dlpack__(self, *, stream=None, max_version=None, **_):
+        assert stream is accelerator(ONE).compute.native
+        return self.raw.__dlpack__(max_version=max_version)
+
+
+def test_other_libraries_get_a_copy_when_their_stream_is_there(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    x, driver = nd.arange(6, ctx=ONE).reshape((2, 3)), accelerator(ONE).driver
+    assert x.__dlpack_device__() == driver.dlpack
+    theirs, event = driver.stream(), driver.event()
+    capsule = (x * 2).__dlpack__(stream=theirs, max_version=(1, 0))
+    assert accelerator(ONE).compute.native.tasks, "nothing was waited for"
+    driver.record(event, theirs)
+    driver.synchronize(event)
+    assert not accelerator(ONE).compute.native.tasks
+    assert "dltensor" in repr(capsule)
+    copied = np.from_dlpack(x.T)
+    x += 1
+    nd.waitall()
+    assert copied.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert np.from_dlpack(x, device="cpu").tolist() == [[1, 2, 3], [4, 5, 6]]
+    for words in ({"copy": False}, {"dl_device": (2, 7)}):
+        with pytest.raises(BufferError, match=r"\[__dlpack__\] .*simulated\(0\)"):
+            x.__dlpack__(**words)
+    with pytest.raises(BufferError, match="bfloat16"):
+        x.astype("bfloat16").__dlpack__()
+
+
+def test_memory_of_other_libraries():
+    """Both sides see what is written; what does not lie in C order is copied; a dtype that is not known is refused."""
+    raw = np.arange(4, dtype="f")
+    x, part = nd.from_dlpack(Library(raw)), nd.from_dlpack(Library(raw[::2]))
+    assert (x.context, part.context) == (ONE, ONE)
+    x *= 2
+    part += 1
+    assert x.asnumpy().tolist() == raw.tolist() == [0, 2, 4, 6]
+    assert part.asnumpy().tolist() == [1, 3]
+    assert "dltensor" in repr(x.to_dlpack_for_write())
+    with pytest.raises(vd.engine.ArgumentError, match=r"\[from_dlpack\] dtype uint32"):
+        nd.from_dlpack(Library(raw.view("u4")))
+
+
+def test_memory_of_other_libraries_is_kept_until_streams_are_past_it(monkeypatch):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    raw = np.arange(4, dtype="f")
+    known = weakref.ref(raw)
+    x = nd.from_dlpack(Library(raw))
+    y = x + 1
+    y._chunk.buffer.variable.writer.wait()
+    del x, raw
+    assert known() is not None
+    assert y.asnumpy().tolist() == [1, 2, 3, 4]
+    accelerator(ONE).release()
+    assert known() is None
 
 
 def test_a_gpu_that_is_not_there():

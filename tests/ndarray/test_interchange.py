@@ -11,8 +11,9 @@ from vardag import autograd, nd
 from vardag.engine import ArgumentError, ArgumentTypeError
 from vardag.ndarray import reading
 
+pytestmark = pytest.mark.host("how its memory is lent and taken")
 
-@pytest.mark.host("NumPy reads its memory without a copy")
+
 def test_numpy_reads_without_a_copy_and_may_not_write():
     x = nd.arange(5000) * 2
     one, two = np.from_dlpack(x, copy=False), np.from_dlpack(x, copy=False)
@@ -96,7 +97,6 @@ def test_round_trips_of_every_dtype_and_shape(shape, dtype):
 # ---- NumPy's own protocol --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.host("NumPy reads its memory without a copy")
 @pytest.mark.parametrize("size", [0, 3, 5000, 100_000])
 @pytest.mark.parametrize("copy", [None, False])
 def test_numpy_sees_the_value_of_the_call_and_cannot_write_it(size, copy):
@@ -115,7 +115,6 @@ def test_numpy_sees_the_value_of_the_call_and_cannot_write_it(size, copy):
     del others
 
 
-@pytest.mark.host("NumPy reads its memory without a copy")
 def test_numpy_sees_large_memory_itself_and_nobody_can_make_it_writable():
     x = (nd.arange(50_000) * 2).reshape((50, 1000))
     one, part = np.asarray(x), np.asarray(x[10:40:2, ::-1])
@@ -135,7 +134,6 @@ def test_copies_belong_to_the_caller():
     assert np.asarray(nd.ones(5000, ctx=nd.cpu()), "float32", copy=False).dtype == np.float32
 
 
-@pytest.mark.host("memory of the host that others write")
 def test_numpy_gets_a_copy_of_what_others_write():
     x = nd.ones(5000)
     other = theirs(x)
