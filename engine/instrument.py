@@ -7,13 +7,20 @@ the engine is not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .operation import Operation
 
 
 class Instrument:
-    """Hooks in an operation's life.  Times are taken by the hooks themselves."""
+    """Hooks in an operation's life.  Times are taken by the hooks themselves.
+
+    `clocks`: what devices need to tell the time, of each its own.
+    """
+
+    def __init__(self) -> None:
+        self.clocks: dict[Any, Any] = {}
 
     def pushed(self, op: Operation, preds: Sequence[Operation]) -> None:
         """Admitted, not to be run within the push."""
@@ -26,6 +33,11 @@ class Instrument:
 
     def finished(self, op: Operation) -> None:
         """It is DONE."""
+
+    def ran_there(self, op: Operation, stream: str, times: Callable[[], tuple[float, float]]) -> None:
+        """It has given work to a device's stream.  `times`: asks when that began and ended there, in seconds of
+        `time.monotonic`; blocks until it has ended.
+        """
 
     def waited(self, op: Operation, began: float) -> None:
         """The calling thread has waited for it, since `began`, in seconds of `time.monotonic`."""

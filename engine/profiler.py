@@ -9,12 +9,15 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentError
+from .errors import Error as EngineError
 from .instrument import Instrument
 from .joining import Fusible
 from .operation import Operation
@@ -30,7 +33,8 @@ class Event:
     """One operation.  Times are seconds since the profile began; those that did not happen are None.
 
     `kind`: "atomic", "kernel", "user" or "async".   `nbytes`: memory that it makes.   `members`: of a segment, what it
-    ran together.   `lane`: "within the push" if the pushing thread ran it at once.
+    ran together.   `lane`: "within the push" if the pushing thread ran it at once.   `there`: (stream, start, end) of
+    what it gave to devices; it ran itself when it gave them that.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Event:
     thread: str = ""
     ok: bool = True
     members: tuple[str, ...] = ()
+    there: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def line(self) -> str:
@@ -102,7 +107,9 @@ class Profile(Instrument):
     """
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self._engine = engine
+        self._there: deque[tuple[int, str, Callable[[], tuple[float, float]]]] = deque()  # not asked for yet
         self._events: dict[int, Event] = {}
         self._waits: list[Wait] = []
         self._notes: list[tuple[str, dict[str, Any]]] = []  # (thread, entry): see `note`
@@ -127,6 +134,7 @@ class Profile(Instrument):
     def clear(self) -> None:
         """Forget what was recorded."""
         self._events, self._waits, self._notes = {}, [], []
+        self._there.clear()
 
     def note(self, entry: dict[str, Any]) -> None:
         """Add an entry of the trace on this thread's row; "began" and "end" are seconds of `time.monotonic`."""
@@ -137,7 +145,10 @@ class Profile(Instrument):
 
     @property
     def events(self) -> list[Event]:
-        """One per operation, in push order."""
+        """One per operation, in push order.  Sync: blocks until devices have done what they were given."""
+        with suppress(IndexError):
+            while True:
+                self._ask(*self._there.popleft())
         return sorted(self._events.values(), key=lambda e: e.seq)
 
     # -------------------------------------------------------------------------------------------- the tracker's calls
@@ -183,6 +194,17 @@ class Profile(Instrument):
             op.name, op.seq, op.kind.value, "within the push", (), op.site, start, nbytes, start, start,
             self._now(), threading.current_thread().name, ok,
         )  # fmt: skip
+
+    def ran_there(self, op: Operation, stream: str, times: Callable[[], tuple[float, float]]) -> None:
+        """By this thread just now."""
+        self._there.append((op.seq, stream, times))
+
+    def _ask(self, seq: int, stream: str, times: Callable[[], tuple[float, float]]) -> None:
+        event = self._events.get(seq)
+        if event is not None:
+            with suppress(EngineError):  # the device is lost
+                begin, end = times()
+                event.there += ((stream, begin - self._zero, end - self._zero),)
 
     def waited(self, op: Operation, began: float) -> None:
         """By this thread, in vain or not."""
@@ -246,19 +268,33 @@ class Profile(Instrument):
     def _ran(self) -> list[Event]:
         return [e for e in self.events if e.start is not None and e.end is not None]
 
+    def _shown(self) -> list[Event]:
+        """What ran, and what ran on devices as further events."""
+        ran = self._ran()
+        there = [
+            dataclasses.replace(e, thread=stream, start=begin, end=end, preds=(), there=())
+            for e in ran for stream, begin, end in e.there
+        ]  # fmt: skip
+        return [*ran, *there]
+
     def _threads(self, events: Sequence[Event]) -> list[str]:
         names = sorted({e.thread for e in events})
         return sorted(names, key=lambda n: (not n.startswith("Main"), n))
 
     def table(self) -> str:
-        """Operations by name: how many, total and mean running time, mean time from ready to start.
+        """Operations by name: how many, total and mean running time, mean time from ready to start, and the total time
+        on devices if they were used.
 
-        Sync: never blocks.
+        Sync: blocks until devices have done what they were given.
         """
         rows: dict[str, list[Event]] = {}
-        for e in self._ran():
+        ran = self._ran()
+        elsewhere = any(e.there for e in ran)
+        for e in ran:
             rows.setdefault(e.name or "?", []).append(e)
         lines = [f"{'operation':32} {'count':>7} {'total ms':>10} {'mean us':>10} {'queued us':>10}"]
+        if elsewhere:
+            lines[0] += f" {'device ms':>10}"
         for name, es in sorted(rows.items(), key=lambda x: -sum(e.seconds for e in x[1])):
             total = sum(e.seconds for e in es)
             queued = sum((e.start or 0.0) - (e.ready if e.ready is not None else e.start or 0.0) for e in es)
@@ -266,14 +302,16 @@ class Profile(Instrument):
                 f"{name[:32]:32} {len(es):7d} {total * 1e3:10.3f} {total / len(es) * 1e6:10.1f}"
                 f" {queued / len(es) * 1e6:10.1f}"
             )
+            if elsewhere:
+                lines[-1] += f" {sum(end - begin for e in es for _, begin, end in e.there) * 1e3:10.3f}"
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write Chrome's trace format, which Perfetto opens: a slice per operation, an arrow per dependency."""
-        events = self._ran()
+        events = self._shown()
         rows = [*self._threads(events), *(w.thread for w in self._waits), *(thread for thread, _ in self._notes)]
         threads = {name: i for i, name in enumerate(dict.fromkeys(rows))}
-        by_seq = {e.seq: e for e in events}
+        by_seq = {e.seq: e for e in reversed(events)}  # on the host
         out: list[dict[str, Any]] = [{"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "vardag"}}]
         for name, i in threads.items():
             out.append({"ph": "M", "pid": 0, "tid": i, "name": "thread_name", "args": {"name": name}})
@@ -330,7 +368,7 @@ class Profile(Instrument):
         """
         from .timeline import draw
 
-        events = self._ran()
+        events = self._shown()
         if last is not None and events:
             begin = max(e.end or 0.0 for e in events) - last
             events = [e for e in events if (e.start or 0.0) >= begin]

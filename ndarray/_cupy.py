@@ -78,6 +78,12 @@ class CuPyDriver:
     def event(self) -> Any:
         return self.cupy.cuda.Event(block=True, disable_timing=True)
 
+    def timer(self) -> Any:
+        return self.cupy.cuda.Event(block=True)
+
+    def elapsed(self, first: Any, second: Any) -> float:
+        return float(self.cupy.cuda.get_elapsed_time(first, second)) / 1e3
+
     def record(self, event: Any, stream: Any) -> None:
         event.record(stream)
 

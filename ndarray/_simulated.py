@@ -27,6 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -60,12 +61,13 @@ _view = np.ndarray.__new__
 
 
 class SimulatedEvent:
-    """How often it was recorded, and the last of these that has passed."""
+    """How often it was recorded, the last of these that has passed, and when."""
 
-    __slots__ = ("passed", "recorded")
+    __slots__ = ("passed", "recorded", "time")
 
     def __init__(self) -> None:
         self.recorded = self.passed = 0
+        self.time = 0.0
 
 
 class SimulatedStream:
@@ -88,7 +90,8 @@ class SimulatedStream:
             return [*task.plan(), (self.tasks.popleft,)] if task.began else task.plan()
         event, number = task[:2]
         if len(task) == 2:
-            return [(setattr, event, "passed", max(event.passed, number)), (self.tasks.popleft,)]
+            passed = (setattr, event, "passed", max(event.passed, number))
+            return [(setattr, event, "time", monotonic()), passed, (self.tasks.popleft,)]
         return [(self.tasks.popleft,)] if event.passed >= number else []
 
 
@@ -206,6 +209,11 @@ class SimulatedDriver:
 
     def event(self) -> SimulatedEvent:
         return SimulatedEvent()
+
+    timer = event
+
+    def elapsed(self, first: SimulatedEvent, second: SimulatedEvent) -> float:
+        return second.time - first.time
 
     def record(self, event: SimulatedEvent, stream: SimulatedStream) -> None:
         self._raise()

@@ -39,6 +39,14 @@ class Driver(Protocol):
         """A new event, without timing."""
         ...
 
+    def timer(self) -> Any:
+        """A new event that knows when it passed."""
+        ...
+
+    def elapsed(self, first: Any, second: Any) -> float:
+        """Seconds between the passing of two timers."""
+        ...
+
     def record(self, event: Any, stream: Any) -> None:
         """The event passes when the stream has done all that it was given so far."""
         ...

@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from operator import attrgetter
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +110,34 @@ class Remote:
         self.raw, self.home = raw, home  # None: of another library
         self.written: Mark | None = None
         self.read: dict[Mark, None] = {}
+
+
+class Clock:
+    """Takes the time of what one operation gives to a stream.   `host`: seconds of `time.monotonic` at `zero`."""
+
+    __slots__ = ("begin", "driver", "end", "host", "stream", "zero")
+
+    def __init__(self, driver: Driver, stream: Stream, host: float, zero: Any) -> None:
+        self.driver, self.stream, self.host, self.zero = driver, stream, host, zero
+        self.begin, self.end = driver.timer(), driver.timer()
+        driver.record(self.begin, stream.native)
+
+    def stop(self) -> None:
+        """All was given."""
+        self.driver.record(self.end, self.stream.native)
+        op: Any = here_and_now.stack[-1]
+        instrument = op.engine._instrument
+        if instrument is not None:
+            instrument.ran_there(op, self.stream.lane, self.times)
+
+    def times(self) -> tuple[float, float]:
+        """When it began and ended there; blocks until it has ended."""
+        try:
+            self.driver.synchronize(self.end)
+            first, last = (self.driver.elapsed(self.zero, timer) for timer in (self.begin, self.end))
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from error
+        return self.host + first, self.host + last
 
 
 class Accelerator:
@@ -206,6 +235,7 @@ class Accelerator:
             try:
                 self._prepare(stream, read, made)
                 self.enqueued.append(words)
+                clock = self._clock(stream)
                 try:
                     function()
                 finally:
@@ -214,6 +244,8 @@ class Accelerator:
                     except BaseException:  # an interrupt; to mark twice is no harm
                         self._mark(stream, read, made, keeps)
                         raise
+                if clock is not None:
+                    clock.stop()
             finally:
                 _now.stream = outer
                 compute_on(before)
@@ -221,6 +253,19 @@ class Accelerator:
             if len(stream.pending) > AHEAD or (borrows and kept(stream) > KEPT):
                 self._catch_up(stream)
         return mark
+
+    def _clock(self, stream: Stream) -> Clock | None:
+        """Started, if the operation that runs is profiled."""
+        op = here_and_now.stack[-1] if here_and_now.stack else None
+        instrument = None if op is None or op.engine is None else op.engine._instrument
+        if instrument is None:
+            return None
+        if self not in instrument.clocks:
+            timer = self.driver.timer()
+            self.driver.record(timer, stream.native)
+            self.driver.synchronize(timer)
+            instrument.clocks[self] = (monotonic(), timer)
+        return Clock(self.driver, stream, *instrument.clocks[self])
 
     def _unwritten(self, buffer: Buffer) -> None:
         """Take memory for what is read and nobody has written: nd.empty."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
 import signal
 import threading
@@ -507,6 +508,46 @@ def test_functions_are_in_the_order_of_operators(seed, engine):
         return w.asnumpy().tobytes()
 
     assert values(ONE) == values(nd.cpu())
+
+
+# ---- the profiler ----------------------------------------------------------------------------------------------------
+
+
+def test_the_profiler_says_when_devices_ran(engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(_simulated, "CHANCE", 0.0)
+    with engine.profile() as profile:
+        x = nd.array(np.ones(50), ctx=ONE)
+        y = nd.tanh(x + 1)
+        y.asnumpy()
+        engine.push(lambda a: 1 / 0, updates=[x], name="careless")
+        with pytest.raises(ExceptionGroup):
+            engine.wait_for_all()
+    ran = {event.name: event for event in profile.events}
+    streams = {name: [stream for stream, _, _ in event.there] for name, event in ran.items()}
+    assert streams["copy to the device"] == ["simulated(0)-copy-in"]
+    assert streams["tanh"] == streams["add"] == ["simulated(0)"]
+    assert streams["copy to the host"] == ["simulated(0)-copy-out"]
+    assert streams["careless"] == []
+    ((_, begin, end),), ((_, later, last),) = ran["add"].there, ran["tanh"].there
+    assert ran["add"].start <= begin <= end <= later <= last, "one after the other, and not when they were enqueued"
+    assert last <= ran["copy to the host"].end
+    assert "device ms" in profile.table()
+    profile.save(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    rows = {t["args"]["name"]: t["tid"] for t in trace if t["name"] == "thread_name"}
+    assert [t["name"] for t in trace if t["ph"] == "X" and t["tid"] == rows["simulated(0)"]] == ["add", "tanh"]
+
+
+def test_a_profile_of_a_lost_device(engine):
+    with engine.profile() as profile:
+        x = nd.ones((3,), ctx=ONE)
+        x._chunk.buffer.variable.writer.wait()
+        accelerator(ONE).driver.fail = _simulated.Fault("an illegal address")
+        with pytest.raises(DeviceError):
+            x.asnumpy()
+        accelerator(ONE).driver.fail = _simulated.Fault("an illegal address")
+        assert [event.there for event in profile.events if event.name == "ones"] == [()]
+    assert "device ms" not in profile.table()
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
