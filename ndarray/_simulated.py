@@ -278,7 +278,7 @@ class SimulatedDriver:
         return found
 
     def pinned(self, shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
-        return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, bytearray(math.prod(shape) * np.dtype(dtype).itemsize))
 
     def copy_in(self, host: np.ndarray[Any, Any], raw: SimulatedArray) -> None:
         scope = _scope(raw, "copy")

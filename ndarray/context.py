@@ -87,7 +87,10 @@ def cpu(device_id: int = 0) -> Context:
 
 
 def cpu_pinned(device_id: int = 0) -> Context:
-    """CPU memory that a GPU can copy from and to without staging."""
+    """CPU memory that a GPU can copy from and to without staging, if there is a GPU; else as `cpu`.
+
+    What is made or copied there is pinned, and large results are; small ones are ordinary memory.
+    """
     return Context("cpu_pinned", device_id)
 
 

@@ -49,13 +49,14 @@ class Copies(Interchange):
         if other is self:
             raise ArgumentError(f"[copyto] {describe(self)}: cannot copy an array onto itself")
         self._ops.assign(
-            self._copied(other._place) if other._place.device is not self._place.device else self, out=other
+            self._copied(other._place) if other._place.device.memory is not self._place.device.memory else self,
+            out=other,
         )
         return other
 
     def _copied(self, place: Place) -> Self:
         """A copy in this place.  Gradient: g, brought back."""
-        if place.device is self._place.device:
+        if place.device.memory is self._place.device.memory:
             return self._ops.copy(self, ctx=place.context)  # type: ignore[no-any-return]
         if scope.get().recorder is not None and autograd.tape.entry_of(self) is not None:
             return autograd.across(self, place.context)  # type: ignore[no-any-return]

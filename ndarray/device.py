@@ -18,6 +18,7 @@ import threadpoolctl  # type: ignore[import-untyped]
 
 from ..engine import ArgumentError, Engine, low_memory_hooks
 from .context import Context
+from .driver import Driver
 from .pool import memory_pool, pooled
 from .streams import Accelerator
 
@@ -30,6 +31,8 @@ class Device(Protocol):
     """One memory: where buffers are allocated and which array module computes on it."""
 
     name: str
+    #: the same for devices whose arrays may be operands together
+    memory: Any
     xp: ModuleType
     #: the class of its raw arrays
     raw: type[Any]
@@ -53,6 +56,7 @@ class CPU:
     """The host's memory, computed on by NumPy."""
 
     name = "cpu"
+    memory: Any = "host"
     xp: ModuleType = np
     raw: type[Any] = np.ndarray
     queued = False
@@ -72,6 +76,27 @@ class CPU:
 HOST = CPU()
 
 
+class Pinned(CPU):
+    """The host's memory that a GPU copies from and to without another copy in between: ``cpu_pinned``."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RawArray:
+        return self.driver.pinned(shape, dtype)
+
+    def whole(self, raw: RawArray) -> bool:
+        """What kernels make is ordinary memory, and copied."""
+        return not (raw.base is None or isinstance(raw.base, np.ndarray) or pooled(raw))
+
+
+def pins() -> Driver | None:
+    """Who pins memory of the host: the first GPU, if there is one."""
+    from ._cupy import count
+
+    return device_of(Context("gpu", 0)).driver if count() else None  # type: ignore[attr-defined]
+
+
 def device_of(ctx: Context) -> Device:
     """The memory behind a context.
 
@@ -80,6 +105,9 @@ def device_of(ctx: Context) -> Device:
     ArgumentError
         For a GPU context, if CuPy or that GPU is missing.
     """
+    if ctx.device_type == "cpu_pinned":
+        driver = pins()
+        return HOST if driver is None else Pinned(driver)
     if ctx.device_type not in FACTORIES:
         return HOST
     found: Device | None = _devices.get(ctx)

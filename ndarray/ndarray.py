@@ -15,8 +15,8 @@ from ..engine import ArgumentError, ArgumentTypeError
 from . import array as array_room
 from ._late import nd_face
 from .array import Array
-from .context import Context
-from .device import RawArray, devices_in_use
+from .context import Context, as_context
+from .device import Pinned, RawArray, devices_in_use, place_of
 from .dtype import FLOAT32, as_dtype
 from .line import READ_ONLY
 from .reading import describe
@@ -150,7 +150,12 @@ def array(source: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray
             raw: RawArray = np.array(source).astype(wanted, order="C", copy=True)
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"[array] cannot make an array of {type(source).__name__}: {error}") from None
-    return NDArray._from_host(raw, ctx)
+    place = place_of(_engine.current(), as_context(ctx))
+    if isinstance(place.device, Pinned):
+        new = NDArray._fresh(place, raw.shape, raw.dtype)
+        new._chunk.buffer.view(raw.shape)[...] = raw
+        return new
+    return NDArray._young(place, raw)
 
 
 def empty(shape: Any, ctx: Context | None = None, dtype: Any = None) -> NDArray:

@@ -147,6 +147,7 @@ class Accelerator:
 
     def __init__(self, name: str, driver: Driver) -> None:
         self.name, self.driver = name, driver
+        self.memory: Any = self
         self.xp, self.raw, self.special = driver.xp, driver.raw, driver.special
         self.taking: list[Any] = [None]  # the ticket of who takes memory for a buffer
         self.compute = Stream(driver.stream(), name)

@@ -16,7 +16,7 @@ import numpy as np
 from ..engine import Kind, Operation
 from .buffer import Admission, Buffer
 from .context import Context
-from .device import HOST, Place, RawArray, place_of
+from .device import Pinned, Place, RawArray, place_of
 
 A = TypeVar("A", bound=Any)
 
@@ -62,7 +62,7 @@ def _operation(source: Buffer, geometry: Any, target: Buffer) -> Operation:
         name, lane = "copy to the host", here.copy_out.lane
 
         def run() -> None:
-            host = HOST.empty(target.shape, target.dtype)  # the target's when the bytes are there, and not before
+            host = there.empty(target.shape, target.dtype)  # the target's when the bytes are there, and not before
             mark = here.enqueue(
                 here.copy_out, (source,), (), lambda: here.driver.copy_out(source.view(*geometry), host), name, (host,)
             )
@@ -74,6 +74,12 @@ def _operation(source: Buffer, geometry: Any, target: Buffer) -> Operation:
 
         def run() -> None:
             part = source.view(*geometry)
+            if isinstance(here, Pinned) and part.flags.c_contiguous:
+                # who writes it next waits for this operation, and so for the copy
+                there.synchronize(there.enqueue(
+                    there.copy_in, (), (target,), lambda: there.driver.copy_in(part, target.view(part.shape)), name,
+                ))  # fmt: skip
+                return
             staged = there.driver.pinned(part.shape, part.dtype)
             np.copyto(staged, part)
             there.enqueue(

@@ -68,7 +68,7 @@ def _where(op: Operator, inputs: Sequence[Input], outs: Sequence[Array | None], 
                 place = here
             elif place.engine is not here.engine:
                 raise ArgumentError(f"[{op.name}] {operands(op, inputs)}: the arrays belong to different engines")
-            elif place.device is not here.device:
+            elif place.device.memory is not here.device.memory:
                 raise ArgumentError(
                     f"[{op.name}] {operands(op, inputs)}: arrays on {place.context} and on {here.context}, which are "
                     f"different memories; copy one with .as_in_context"
@@ -78,7 +78,7 @@ def _where(op: Operator, inputs: Sequence[Input], outs: Sequence[Array | None], 
     if context is None:
         return place
     there = place_of(place.engine, context)
-    if there.device is not place.device:
+    if there.device.memory is not place.device.memory:
         raise ArgumentError(
             f"[{op.name}] {operands(op, inputs)}: arrays on {place.context}, but the result is to be on {context}, "
             f"which is another memory; copy one with .as_in_context"

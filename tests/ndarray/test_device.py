@@ -18,6 +18,7 @@ import vardag as vd
 from vardag import autograd, nd
 from vardag.engine import Engine, fuzz
 from vardag.ndarray import _simulated, streams
+from vardag.ndarray import device as device_room
 from vardag.ndarray.device import device_of
 from vardag.ndarray.streams import Accelerator, DeviceError, Mark
 
@@ -372,6 +373,44 @@ def test_an_error_at_the_launch_is_its_operation_s():
         bad.wait_to_read()
     assert any("fails_to_launch" in note for note in caught.value.__notes__)
     assert (good + 1).asnumpy().tolist() == [2, 2]
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Memory of the host that was pinned: by its base, which is not NumPy's."""
+    monkeypatch.setattr(device_room, "pins", lambda: accelerator(ONE).driver)
+    return lambda x: type(x._chunk.buffer.raw.base) is bytearray
+
+
+def test_pinned_memory(pinned, monkeypatch):
+    """What is made there is pinned, large results too; it meets other memory of the host, and is not staged."""
+    there, n = nd.cpu_pinned(), 200_000
+    x, ordinary = nd.array(np.arange(n), ctx=there), nd.ones((n,), ctx=nd.cpu())
+    made = [x, x + 1, nd.zeros((n,), ctx=there), ordinary.as_in_context(there), x.copyto(ONE).copyto(there)]
+    for y in made:
+        y.wait_to_read()
+        assert y.context == there and pinned(y)
+    z = ordinary + x
+    assert z.asnumpy().tobytes() == (x + ordinary).asnumpy().tobytes() == np.arange(1, n + 1, dtype="f").tobytes()
+    assert not pinned(z)
+    staged = []
+    monkeypatch.setattr(accelerator(ONE).driver, "pinned", staged.append)
+    y = x.copyto(ONE)
+    x[:] = 7  # comes after the copy
+    assert y.asnumpy().tolist() == list(range(n))
+    assert not staged
+    with autograd.record():
+        x.attach_grad()
+        loss = (x.copyto(ONE) * 2).sum()
+    monkeypatch.undo()
+    loss.backward()
+    assert x.grad.asnumpy().tolist() == [2] * n
+
+
+def test_without_a_gpu_pinned_memory_is_ordinary():
+    x = nd.array([1.0], ctx=nd.cpu_pinned())
+    assert (x + nd.ones((1,), ctx=nd.cpu())).asnumpy().tolist() == [2]
+    assert x._place.device is device_of(nd.cpu())
 
 
 def test_what_a_stream_keeps_is_bounded(monkeypatch):
