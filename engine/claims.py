@@ -33,7 +33,6 @@ class ThisThread(threading.local):
         self.worker: object = next((engine for thread, engine in tuple(starting) if thread.ident == me), None)
         self.forced = False  # its push is admitted whatever the bounds are
         self.busy: Any = None  # the busy lock of the innermost operation that it helps with; free once that is over
-        self.alone = False  # what it runs belongs to this thread: see parallel.py
         self.turn = False  # it has the turn of a serial engine
         #: (operation that waits, what for) of its innermost wait
         self.target: tuple[Operation | None, Operation | None] = (None, None)

@@ -33,6 +33,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from .core import Engine
 
 KERNEL = Kind.KERNEL
+
+#: of a context in which kernels belong to their thread: a device's current stream is a thread's
+alone: ContextVar[bool] = ContextVar("vardag_alone", default=False)
 
 
 def parallel(function: Callable[[Any], object], items: Iterable[Any]) -> None:
@@ -73,11 +77,7 @@ def parallel(function: Callable[[Any], object], items: Iterable[Any]) -> None:
     items = tuple(items)
     stack = here_and_now.stack
     parent = stack[-1] if stack else None
-    if parent is None or parent.kind is not KERNEL or len(items) < 2 or parent.engine._lane.workers < 2:
-        alone = True
-    else:
-        alone = here_and_now.alone  # a device's current stream is a thread's
-    if alone or parent is None:
+    if parent is None or parent.kind is not KERNEL or len(items) < 2 or parent.engine._lane.workers < 2 or alone.get():
         for item in items:
             function(item)
     elif parent.engine._fuzz is not None:

@@ -8,10 +8,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..engine import Error
 from .dtype import DType
 from .shape import Shape
 
 RawArray = Any
+
+
+class DeviceError(Error, RuntimeError):
+    """A device has failed, and what was there is lost."""
 
 
 class Driver(Protocol):

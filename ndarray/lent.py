@@ -43,7 +43,7 @@ class Lent:
             raise ArgumentError(f"[push] an async function gets memory of the host, not of {device.name}")
         reads = [x.buffer for x in lent if x.mode == "read"]
         writes = [x.buffer for x in lent if x.mode != "read"]
-        return partial(device.enqueue, device.compute, reads, writes, op.fn, op.name or "function")
+        return partial(device.enqueue, device.compute, reads, writes, op.fn, op.name or "function", users=True)
 
 
 def capsule(x: Any, stream: Any, max_version: tuple[int, int] | None) -> Any:

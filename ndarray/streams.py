@@ -36,17 +36,20 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar
 from itertools import count
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..engine import Engine, Error, InternalError, Kind, Operation
+from ..engine import Engine, InternalError, Kind, Operation
 from ..engine.atomic import attempt, commit, together
 from ..engine.claims import here_and_now
-from .driver import Driver
+from ..engine.parallel import alone
+from .clock import Clock
+from .driver import DeviceError, Driver
 from .dtype import DType
 from .memory import follow
 from .shape import Shape
@@ -55,15 +58,12 @@ if TYPE_CHECKING:
     from .buffer import Buffer
 
 RawArray = Any
+T = TypeVar("T")
 REMEMBERED = 32  # operations that an error of the device lists
 AHEAD = 4096  # operations of one stream that may be enqueued and not passed
 KEPT = 1 << 28  # bytes that may be kept for these, in blocks of at least
 LARGE = KEPT // AHEAD
 NUMBER = attrgetter("number")
-
-
-class DeviceError(Error, RuntimeError):
-    """A device has failed, and what was there is lost."""
 
 
 class Mark:
@@ -112,34 +112,6 @@ class Remote:
         self.read: dict[Mark, None] = {}
 
 
-class Clock:
-    """Takes the time of what one operation gives to a stream.   `host`: seconds of `time.monotonic` at `zero`."""
-
-    __slots__ = ("begin", "driver", "end", "host", "stream", "zero")
-
-    def __init__(self, driver: Driver, stream: Stream, host: float, zero: Any) -> None:
-        self.driver, self.stream, self.host, self.zero = driver, stream, host, zero
-        self.begin, self.end = driver.timer(), driver.timer()
-        driver.record(self.begin, stream.native)
-
-    def stop(self) -> None:
-        """All was given."""
-        self.driver.record(self.end, self.stream.native)
-        op: Any = here_and_now.stack[-1]
-        instrument = op.engine._instrument
-        if instrument is not None:
-            instrument.ran_there(op, self.stream.lane, self.times)
-
-    def times(self) -> tuple[float, float]:
-        """When it began and ended there; blocks until it has ended."""
-        try:
-            self.driver.synchronize(self.end)
-            first, last = (self.driver.elapsed(self.zero, timer) for timer in (self.begin, self.end))
-        except RuntimeError as error:
-            raise DeviceError(str(error)) from error
-        return self.host + first, self.host + last
-
-
 class Accelerator:
     """A device with a stream for computing and one for copies in each direction."""
 
@@ -156,6 +128,7 @@ class Accelerator:
         self.idle: list[Any] = []  # events
         self.enqueued: deque[str] = deque(maxlen=REMEMBERED)  # since the host last waited for all
         self.lost: str | None = None
+        self.context = kernels_for(self)
         #: how often the host has waited for the device
         self.synchronisations = 0
 
@@ -219,8 +192,10 @@ class Accelerator:
         function: Callable[[], Any],
         words: str,
         keeps: Sequence[Any] = (),
+        users: bool = False,
     ) -> Mark:
         """Give a stream the work of `function`, which uses these buffers.  `keeps`: stays until the stream is past it.
+        `users`: it is no kernel, and runs in the context that it is called in.
 
         Raises what `function` does, and DeviceError if the device is lost.
         """
@@ -231,14 +206,16 @@ class Accelerator:
                 there: Any = buffer.device
                 there._unwritten(buffer)
         with self._loses(), self.driver.on(stream.native):
-            before, outer = compute_on(self), _now.stream
-            _now.stream = stream
+            outer, _now.stream = _now.stream, stream
             try:
                 self._prepare(stream, read, made)
                 self.enqueued.append(words)
                 clock = self._clock(stream)
                 try:
-                    function()
+                    if users:
+                        function()
+                    else:
+                        self.context.copy().run(function)
                 finally:
                     try:
                         mark = self._mark(stream, read, made, keeps)
@@ -249,7 +226,6 @@ class Accelerator:
                     clock.stop()
             finally:
                 _now.stream = outer
-                compute_on(before)
             borrows = any(memory.nbytes >= LARGE for memory in mark.borrowed)
             if len(stream.pending) > AHEAD or (borrows and kept(stream) > KEPT):
                 self._catch_up(stream)
@@ -430,20 +406,33 @@ class Accelerator:
 
 
 class _Now(threading.local):
-    device: Any = None
-    stream: Stream | None = None
+    stream: Stream | None = None  # the one that this thread gives work to
 
 
 _now = _Now()
 
+# What kernels are run for belongs to their context: what a finalizer or a function of the user runs in between, on the
+# same thread, has another one.
+_device: ContextVar[Any] = ContextVar("vardag_device", default=None)
 
-def compute_on(device: Any) -> Any:
-    """Say for which device this thread runs kernels, None for the host; gives which it was before."""
-    before, _now.device = _now.device, device
-    here_and_now.alone = device is not None
-    return before
+
+def kernels_for(device: Any) -> Context:
+    """A context for kernels on this device; None: the host."""
+    new = Context()
+    new.run(np.seterr, all="ignore")
+    new.run(_device.set, device)
+    new.run(alone.set, device is not None)
+    return new
+
+
+_host = kernels_for(None)
+
+
+def on_the_host(function: Callable[..., T], *inputs: Any, **named: Any) -> T:
+    """``function(*inputs, **named)``, whose kernels run on the host."""
+    return _host.copy().run(function, *inputs, **named)
 
 
 def computing() -> Any:
-    """The device with streams for which this thread runs kernels; None for the host."""
-    return _now.device
+    """The device with streams for which kernels of this context run; None for the host."""
+    return _device.get()

@@ -17,7 +17,7 @@ from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import FLOAT32, NARROW, DType
 from ..ndarray.shape import Shape, Strides
-from ..ndarray.streams import compute_on, computing
+from ..ndarray.streams import computing, on_the_host
 from .elsewhere import brought, on_host, ufunc_of
 from .schema import Attributes, Operator, Step, call_into
 
@@ -146,11 +146,7 @@ class Launch:
         there = Launch(self.op, self.attributes, HOST.xp)
         there.through = self.through
         there.results = [None if r is None else (_On(HOST), *r[1:]) for r in self.results]  # type: ignore[misc]
-        before = compute_on(None)
-        try:
-            do(there._steps(given, made))
-        finally:
-            compute_on(before)
+        on_the_host(lambda: do(there._steps(given, made)))
         changed = [i for i, name in enumerate(self.op.inputs) if name in self.op.updates and i < len(arrays)]
         for raw, value in [*zip(raws, made, strict=True), *((arrays[i], given[i]) for i in changed)]:
             if raw is not None:

@@ -17,7 +17,7 @@ from ..ndarray.buffer import Buffer, weigh
 from ..ndarray.device import HOST, RawArray
 from ..ndarray.dtype import BOOL, FLOAT32, NARROW
 from ..ndarray.shape import Shape
-from ..ndarray.streams import compute_on, computing
+from ..ndarray.streams import computing, on_the_host
 from .elsewhere import brought, on_host, ufunc_of
 from .launch import watch, watchers
 from .schema import Attributes, Meta, Operator, Step, Text, registry
@@ -78,11 +78,7 @@ def _fetched(op: Operator, attributes: Attributes, home: Any) -> Callable[..., A
 
     def function(*inputs: Any) -> Any:
         given = [home.fetch(x) if isinstance(x, home.raw) else x for x in inputs]
-        before = compute_on(None)
-        try:
-            made = run_raw(op, *given, **attributes)
-        finally:
-            compute_on(before)
+        made = on_the_host(run_raw, op, *given, **attributes)
         return tuple(map(home.xp.asarray, made)) if isinstance(made, tuple) else home.xp.asarray(made)
 
     return function

@@ -549,6 +549,40 @@ def test_functions_are_in_the_order_of_operators(seed, engine):
     assert values(ONE) == values(nd.cpu())
 
 
+HOSTS = [
+    lambda x: x + 1, lambda x: x.sum(axis=0), lambda x: x.norm(), nd.softmax, nd.erf, lambda x: nd.dot(x, x),
+    lambda x: nd.LeakyReLU(x, act_type="gelu"), lambda x: nd.sgd_update(x, x, lr=0.1),
+    lambda x: nd.adam_update(x, x, x * 0, x * 0, lr=0.1), lambda x: nd.multi_sum_sq(x, x, num_arrays=2),
+    lambda x: nd.ones((1000, 400), ctx=nd.cpu()).sum(axis=0),
+    lambda x: autograd.grad_and_loss(lambda x: (nd.softmax(x * x) * nd.erf(x)).sum())(x)[0][0],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("within", ["a kernel", "a function"])
+@pytest.mark.parametrize("kind", ["NaiveEngine", "ThreadedEnginePerDevice"])
+def test_operators_of_the_host_that_run_within_a_device_s_operation(kind, within):
+    """A finalizer there, or the function itself, calls them: their kernels are the host's."""
+
+    def values():
+        x = nd.array(np.linspace(0.1, 1, 16).reshape(4, 4), ctx=nd.cpu())
+        return [f(x).asnumpy().tobytes() for f in HOSTS]
+
+    found = []
+
+    @vd.operator
+    def calls(xp, x, *, out):
+        found.append(values())
+        out[...] = x
+
+    with Engine(kind) as own:
+        expected, x = values(), nd.ones((3,), ctx=ONE)
+        if within == "a kernel":
+            calls(x).wait_to_read()
+        else:
+            own.push(lambda raw: found.append(values()), updates=[x]).wait()
+    assert found == [expected]
+
+
 # ---- the profiler ----------------------------------------------------------------------------------------------------
 
 
